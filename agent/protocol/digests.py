@@ -1,0 +1,107 @@
+"""Digests: BLAKE3 of each block, and one root over a whole volume.
+
+A block of zeros has the digest of 32 zero bytes instead of its BLAKE3, so that a sparse volume's map is sparse too.
+The root is a tree of two levels, so that a small change costs a small amount of hashing:
+
+    segment[k] = BLAKE3(key context "understudy 2026 segment v1", digests of blocks 1024k .. 1024k + 1023)
+    root       = BLAKE3(key context "understudy 2026 root v1", size_bytes u64le, block_bytes u32le, all segments)
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from pathlib import Path
+from typing import Self
+
+from blake3 import blake3
+
+from agent.protocol.grid import BlockGrid
+
+DIGEST_BYTES = 32
+ZERO_DIGEST = bytes(DIGEST_BYTES)
+SEGMENT_BLOCKS = 1024
+_SEGMENT_CONTEXT = "understudy 2026 segment v1"
+_ROOT_CONTEXT = "understudy 2026 root v1"
+_ROOT_HEADER = struct.Struct("<QI")
+_zero_digests: dict[int, bytes] = {}
+
+
+def _blake3_of_zeros(length: int) -> bytes:
+    if length not in _zero_digests:
+        _zero_digests[length] = blake3(bytes(length)).digest()
+    return _zero_digests[length]
+
+
+def block_digest(block: bytes | bytearray | memoryview) -> bytes:
+    """The digest of one block, 32 bytes; a block of zeros gives ZERO_DIGEST."""
+    digest = blake3(block).digest()
+    return ZERO_DIGEST if digest == _blake3_of_zeros(len(block)) else digest
+
+
+class DigestMap:
+    """The digests of all blocks of one volume, 32 bytes each, in memory or in a file that is mapped.
+
+    A new map says that every block is zero. Reading and writing entries is not locked: callers do not share blocks.
+    """
+
+    def __init__(self, grid: BlockGrid, buffer: bytearray | mmap.mmap | None = None) -> None:
+        self.grid = grid
+        self._buffer = bytearray(grid.count * DIGEST_BYTES) if buffer is None else buffer
+        if len(self._buffer) != grid.count * DIGEST_BYTES:
+            raise ValueError(f"a map of {grid.count} blocks cannot have {len(self._buffer)} bytes")
+
+    @classmethod
+    def open(cls, path: Path, grid: BlockGrid) -> Self:
+        """Map `path`, made (or cut, or grown with zero digests) to fit `grid`. Raises OSError."""
+        with open(path, "a+b") as file:
+            file.truncate(grid.count * DIGEST_BYTES)
+            return cls(grid, mmap.mmap(file.fileno(), grid.count * DIGEST_BYTES))
+
+    def __getitem__(self, index: int) -> bytes:
+        if not 0 <= index < self.grid.count:
+            raise IndexError(index)
+        return bytes(self._buffer[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES])
+
+    def __setitem__(self, index: int, digest: bytes) -> None:
+        if not 0 <= index < self.grid.count or len(digest) != DIGEST_BYTES:
+            raise IndexError(index)
+        self._buffer[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES] = digest
+
+    def run(self, blocks: range) -> bytes:
+        """The digests of consecutive blocks, one after the other."""
+        return bytes(self._buffer[blocks.start * DIGEST_BYTES : blocks.stop * DIGEST_BYTES])
+
+    def set_run(self, blocks: range, digests: bytes) -> None:
+        """Replace the digests of consecutive blocks."""
+        if len(digests) != len(blocks) * DIGEST_BYTES or blocks.stop > self.grid.count:
+            raise IndexError(blocks)
+        self._buffer[blocks.start * DIGEST_BYTES : blocks.stop * DIGEST_BYTES] = digests
+
+    def root(self) -> bytes:
+        """The root digest over the whole volume, 32 bytes."""
+        root = blake3(derive_key_context=_ROOT_CONTEXT)
+        root.update(_ROOT_HEADER.pack(self.grid.size_bytes, self.grid.block_bytes))
+        for blocks in self.grid.pieces(SEGMENT_BLOCKS):
+            root.update(blake3(self.run(blocks), derive_key_context=_SEGMENT_CONTEXT).digest())
+        return root.digest()
+
+    def data_blocks(self) -> int:
+        """How many blocks are not zero."""
+        return sum(
+            1
+            for blocks in self.grid.pieces(SEGMENT_BLOCKS)
+            if (run := self.run(blocks)).count(0) != len(run)
+            for at in range(0, len(run), DIGEST_BYTES)
+            if run[at : at + DIGEST_BYTES] != ZERO_DIGEST
+        )
+
+    def flush(self) -> None:
+        """Write a mapped file's changes to its medium."""
+        if isinstance(self._buffer, mmap.mmap):
+            self._buffer.flush()
+
+    def close(self) -> None:
+        """Release a mapped file; the map is not usable afterwards."""
+        if isinstance(self._buffer, mmap.mmap):
+            self._buffer.close()

@@ -1,0 +1,199 @@
+"""Frames: how block digests and block contents travel, in both directions.
+
+    magic     4 bytes  "USF1"
+    kind      u8       1 OFFER (no payload), 2 BLOCKS, 3 ZEROS (no payload: these blocks are all zero)
+    codec     u8       0 stored, 1 zstd (one frame over all blocks together)
+    reserved  u16      0
+    count     u32      how many blocks are named, at most 65,536
+    plain     u32      bytes of payload when unpacked: the sum of the blocks' lengths
+    packed    u32      bytes of payload as it travels
+    indices   count x u64, strictly rising
+    digests   count x 32 bytes
+    seal      32 bytes BLAKE3 of all bytes before it
+    payload   packed bytes
+
+All integers are little-endian. The seal covers what the digests do not: a wrong index with the right content.
+Several frames may follow one another in one body. Parsing never allocates more than the caller's limits.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import zstandard
+from blake3 import blake3
+
+from agent.protocol.digests import DIGEST_BYTES, block_digest
+from agent.protocol.errors import BadFrame, DigestMismatch
+from agent.protocol.grid import BlockGrid
+
+MAGIC = b"USF1"
+MAX_BLOCKS = 65_536
+MAX_PLAIN_BYTES = 8 << 20
+_HEADER = struct.Struct("<4sBBHIII")
+_SEAL_BYTES = 32
+
+
+class Kind(enum.IntEnum):
+    OFFER = 1
+    BLOCKS = 2
+    ZEROS = 3
+
+
+class Codec(enum.IntEnum):
+    STORED = 0
+    ZSTD = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One parsed frame. `payload` is still packed; `blocks()` unpacks and proves it."""
+
+    kind: Kind
+    indices: tuple[int, ...]
+    digests: bytes
+    codec: Codec = Codec.STORED
+    plain_bytes: int = 0
+    payload: bytes | memoryview = b""
+
+    def digest(self, position: int) -> bytes:
+        """The digest of the block named at `position`."""
+        return self.digests[position * DIGEST_BYTES : (position + 1) * DIGEST_BYTES]
+
+    def check_against(self, grid: BlockGrid) -> None:
+        """Raise BadFrame unless every index lies in the volume and the payload has the length they need."""
+        if self.indices and self.indices[-1] >= grid.count:
+            raise BadFrame(f"block {self.indices[-1]} lies outside a volume of {grid.count} blocks")
+        if self.kind is Kind.BLOCKS:
+            expected = sum(map(grid.length, self.indices))
+            if self.plain_bytes != expected:
+                raise BadFrame(f"a payload of {self.plain_bytes} bytes cannot hold blocks of {expected} bytes")
+
+    def blocks(self, grid: BlockGrid) -> list[memoryview]:
+        """The contents of all blocks named, each proven equal to its digest.
+
+        Raises BadFrame when the payload does not unpack to what was announced, DigestMismatch when a block differs.
+        """
+        self.check_against(grid)
+        plain = memoryview(self._unpacked())
+        found = []
+        at = 0
+        for position, index in enumerate(self.indices):
+            block = plain[at : at + grid.length(index)]
+            if block_digest(block) != self.digest(position):
+                raise DigestMismatch(f"block {index} does not have the digest that was announced for it")
+            found.append(block)
+            at += len(block)
+        return found
+
+    def _unpacked(self) -> bytes | memoryview:
+        if self.codec is Codec.STORED:
+            return self.payload
+        try:
+            # A zstd frame states its own size and the library believes it, so compare before unpacking anything.
+            if zstandard.frame_content_size(self.payload) != self.plain_bytes:
+                raise BadFrame("the payload does not unpack to the announced size")
+            plain = zstandard.ZstdDecompressor(max_window_size=MAX_PLAIN_BYTES).decompress(
+                self.payload, max_output_size=self.plain_bytes, allow_extra_data=False
+            )
+        except zstandard.ZstdError as error:
+            raise BadFrame(f"the payload does not unpack: {error}") from None
+        if len(plain) != self.plain_bytes:
+            raise BadFrame("the payload does not unpack to the announced size")
+        return plain
+
+
+def _head(kind: Kind, codec: Codec, indices: Sequence[int], digests: bytes, plain: int, packed: int) -> bytes:
+    count = len(indices)
+    if len(digests) != count * DIGEST_BYTES:
+        raise ValueError(f"{count} blocks cannot have {len(digests)} bytes of digests")
+    head = _HEADER.pack(MAGIC, kind, codec, 0, count, plain, packed) + struct.pack(f"<{count}Q", *indices) + digests
+    return head + blake3(head).digest()
+
+
+def encode_offer(indices: Sequence[int], digests: bytes) -> bytes:
+    """An OFFER of digests for the blocks named; indices rise."""
+    return _head(Kind.OFFER, Codec.STORED, indices, digests, 0, 0)
+
+
+def encode_zeros(indices: Sequence[int]) -> bytes:
+    """A ZEROS frame: the blocks named hold nothing but zeros."""
+    return _head(Kind.ZEROS, Codec.STORED, indices, bytes(len(indices) * DIGEST_BYTES), 0, 0)
+
+
+def encode_blocks(
+    indices: Sequence[int], digests: bytes, blocks: Sequence[bytes | memoryview], level: int = 1
+) -> bytes:
+    """A BLOCKS frame; packed with zstd at `level` where that makes it smaller, else stored as it is."""
+    plain = b"".join(blocks)
+    packed = zstandard.ZstdCompressor(level=level, write_content_size=True).compress(plain) if level else plain
+    codec = Codec.ZSTD if len(packed) < len(plain) else Codec.STORED
+    payload = packed if codec is Codec.ZSTD else plain
+    return _head(Kind.BLOCKS, codec, indices, digests, len(plain), len(payload)) + payload
+
+
+def head_bytes(count: int) -> int:
+    """How long everything before the payload is in a frame that names `count` blocks."""
+    return _HEADER.size + count * (8 + DIGEST_BYTES) + _SEAL_BYTES
+
+
+def decode(body: bytes | bytearray | memoryview) -> Iterator[Frame]:
+    """All frames of a body, in order. Raises BadFrame at the first byte that does not fit."""
+    view = memoryview(body).toreadonly()
+    while len(view):
+        frame, used = _decode_one(view)
+        yield frame
+        view = view[used:]
+
+
+def decode_single(body: bytes | bytearray | memoryview, kind: Kind) -> Frame:
+    """The one frame, of the kind expected, that a body holds. Raises BadFrame otherwise."""
+    frames = decode(body)
+    frame = next(frames, None)
+    if frame is None or frame.kind is not kind or next(frames, None) is not None:
+        raise BadFrame(f"the body is not exactly one {kind.name} frame")
+    return frame
+
+
+def frame_bytes(header: bytes | bytearray | memoryview) -> int:
+    """How long the frame is whose first 20 bytes are `header`: for readers of a stream. Raises BadFrame."""
+    if len(header) < _HEADER.size:
+        raise BadFrame("the frame ends within its header")
+    magic, kind, codec, reserved, count, plain, packed = _HEADER.unpack_from(header)
+    if magic != MAGIC:
+        raise BadFrame("the frame does not begin as one of ours")
+    if kind not in Kind.__members__.values() or codec not in Codec.__members__.values() or reserved:
+        raise BadFrame(f"a frame of kind {kind}, codec {codec} is unknown")
+    if count > MAX_BLOCKS:
+        raise BadFrame(f"a frame of {count} blocks is over the limit of {MAX_BLOCKS}")
+    if plain > MAX_PLAIN_BYTES or packed > plain:
+        raise BadFrame(f"a payload of {packed} bytes for {plain} is over the limit")
+    if kind != Kind.BLOCKS and (plain or codec):
+        raise BadFrame("only a BLOCKS frame has a payload")
+    if codec == Codec.STORED and packed != plain:
+        raise BadFrame("a stored payload has the wrong length")
+    return head_bytes(count) + int(packed)
+
+
+HEADER_BYTES = _HEADER.size
+
+
+def _decode_one(view: memoryview) -> tuple[Frame, int]:
+    total = frame_bytes(view[: _HEADER.size])
+    if len(view) < total:
+        raise BadFrame(f"the frame is cut short: {len(view)} of {total} bytes")
+    _, kind, codec, _, count, plain, packed = _HEADER.unpack_from(view)
+    head_end = total - packed
+    sealed = head_end - _SEAL_BYTES
+    if blake3(view[:sealed]).digest() != view[sealed:head_end]:
+        raise BadFrame("the frame's head does not match its seal")
+    at = _HEADER.size + 8 * count
+    indices = struct.unpack(f"<{count}Q", view[_HEADER.size : at])
+    if any(a >= b for a, b in itertools.pairwise(indices)):
+        raise BadFrame("the frame's block indices do not rise")
+    digests = bytes(view[at:sealed])
+    return Frame(Kind(kind), indices, digests, Codec(codec), plain, view[head_end:total]), total

@@ -1,0 +1,224 @@
+"""The JSON messages between agent and service, as dataclasses, and the one function that reads them.
+
+A message is a JSON object. Fields this version does not know are ignored, so that either side may be newer;
+fields it needs and does not find are a BadMessage that names them. Both sides send `Understudy-Protocol: 1`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from agent.protocol.errors import BadMessage
+
+PROTOCOL_VERSION = 1
+VERSION_HEADER = "Understudy-Protocol"
+MAX_JSON_BYTES = 4 << 20
+MAX_VOLUMES = 128  # what one EC2 instance can have attached
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrollRequest:
+    """What a machine says to get an identity; `token` is the secret part of the enrolment token."""
+
+    token: str
+    csr_pem: str
+    hostname: str
+    machine_id: str
+    agent_version: str
+    inventory: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrollReply:
+    server_id: str
+    server_name: str
+    certificate_pem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewRequest:
+    csr_pem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewReply:
+    certificate_pem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeDeclaration:
+    """One source volume as the agent sees it now. `path` is its identity; the order is the boot order."""
+
+    path: str
+    size_bytes: int
+    block_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """The agent's heartbeat. `wait_seconds` asks the service to hold the answer until there is a command."""
+
+    machine_id: str
+    agent_version: str
+    wait_seconds: int = 0
+    volumes: list[VolumeDeclaration] = field(default_factory=list)
+    inventory: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """Something the service wants done. `kind` is `push`; more kinds may come and are refused, not ignored."""
+
+    id: str
+    kind: str
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HelloReply:
+    """`stand_down` is the reason why this machine must not replicate now, or null."""
+
+    server_id: str
+    server_name: str
+    epoch: int
+    interval_seconds: int
+    stand_down: str | None = None
+    commands: list[Command] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    command: str
+    point: str | None = None
+    error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeginRequest:
+    """Opens a push session. `supersedes` names the agent's own earlier session, which ends with this."""
+
+    machine_id: str
+    volumes: list[VolumeDeclaration]
+    supersedes: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeStanding:
+    """Where the replica volume stands: `root` (hex) over what it holds right now, `point` the newest one's id."""
+
+    root: str
+    point: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeginReply:
+    """`session` is also the id that the recovery point will have."""
+
+    session: str
+    epoch: int
+    volumes: list[VolumeStanding]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlocksReply:
+    written_blocks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitRequest:
+    """Asks for a recovery point. `roots` are hex, one a volume. `age_seconds` is how long ago, by the agent's
+    monotonic clock, the instant was that the point shows: neither side trusts the other's wall clock."""
+
+    roots: list[str]
+    consistency: str
+    completeness: str
+    age_seconds: float
+    label: str | None = None
+    frozen_seconds: float = 0.0
+    sent_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointVolume:
+    path: str
+    size_bytes: int
+    block_bytes: int
+    root: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A recovery point as everybody sees it: agent, API and command line. `root` (hex) covers all volumes' roots."""
+
+    id: str
+    server: str
+    taken_at: str
+    consistency: str
+    completeness: str
+    root: str
+    size_bytes: int
+    sent_bytes: int
+    epoch: int
+    volumes: list[PointVolume]
+    label: str | None = None
+    verified_at: str | None = None
+    bootable: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PulledReport:
+    """The pulling agent's word that its disk now equals the volume: the root it computed from reading it back."""
+
+    root: str
+    machine_id: str
+    received_bytes: int = 0
+
+
+def to_json(message: Any) -> dict[str, Any]:
+    """A message as a JSON object."""
+    return dataclasses.asdict(message)
+
+
+def from_json(cls: type[T], document: Any, where: str = "") -> T:
+    """`document` as a `cls`. Raises BadMessage naming the field that is missing or has the wrong type."""
+    name = where or cls.__name__
+    if not isinstance(document, dict):
+        raise BadMessage(f"{name} is not a JSON object")
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for spec in dataclasses.fields(cls):  # type: ignore[arg-type]  # T is always a dataclass here
+        label = f"{name}.{spec.name}"
+        if spec.name in document:
+            values[spec.name] = _checked(hints[spec.name], document[spec.name], label)
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise BadMessage(f"{label} is missing")
+    return cls(**values)
+
+
+def _checked(hint: Any, value: Any, label: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        hint = next(arm for arm in typing.get_args(hint) if arm is not type(None))
+        return _checked(hint, value, label)
+    if origin is list:
+        if not isinstance(value, list):
+            raise BadMessage(f"{label} is not a list")
+        (item,) = typing.get_args(hint)
+        return [_checked(item, entry, f"{label}[{at}]") for at, entry in enumerate(value)]
+    if dataclasses.is_dataclass(hint):
+        return from_json(typing.cast("type[Any]", hint), value, label)
+    expected = dict if origin is dict else hint
+    if expected is float and type(value) is int:
+        return float(value)
+    # bool is an int to Python, and not to us
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise BadMessage(f"{label} should be {expected.__name__}, and is {type(value).__name__}")
+    return value

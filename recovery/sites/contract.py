@@ -1,0 +1,237 @@
+"""The Site contract: what a place where replicas live and boot must be able to do.
+
+All calls block (callers run them in threads), and all may be repeated: each names what it makes, and finding it
+already made is success. They raise SiteError, StorageError, StorageFull, ToolMissing, NotFound or Conflict.
+
+A replica volume has one working state, which a push writes to, and snapshots, which never change. In words of
+`local`: head.qcow2 on top of a chain of point files. In words of `aws`: an EBS volume and its EBS snapshots.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class VolumeKey:
+    """Which replica volume: the server's id, and the volume's place in the server's boot order."""
+
+    server_id: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    offset: int
+    length: int
+
+
+class VolumeIO(Protocol):
+    """An open volume. Calls may come from several threads at once. Offsets and lengths are bytes."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def read(self, offset: int, length: int) -> bytes | bytearray:
+        """Exactly `length` bytes."""
+        ...
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None: ...
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros, without using space for it where the site can."""
+        ...
+
+    def flush(self) -> None:
+        """All writes that have returned are on stable storage when this returns."""
+        ...
+
+    def close(self) -> None:
+        """Release it; does not imply a flush. May be called twice."""
+        ...
+
+
+class InstanceState(enum.StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    """Not running; its volumes still exist and can be read."""
+    GONE = "gone"
+    """Ended, or never launched: nothing of it is left."""
+
+
+class NetworkMode(enum.StrEnum):
+    REAL = "real"
+    ISOLATED = "isolated"
+    """No way out: the guest reaches nothing; only the gates reach the guest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceSpec:
+    """What to boot. `points` has one snapshot for each volume, in boot order; the snapshots stay as they are."""
+
+    instance_id: str
+    run_id: str
+    server_id: str
+    server_name: str
+    points: Sequence[tuple[VolumeKey, str]]
+    machine_id: str
+    """A UUID that the guest sees as its hardware's (DMI product UUID), so that its agent can be told apart."""
+    cpus: int = 2
+    memory_mib: int = 1024
+    network: NetworkMode = NetworkMode.ISOLATED
+    ports: Mapping[int, int] = field(default_factory=dict)
+    """Guest TCP port -> port at the site to reach it by; 0 lets the site choose."""
+    uefi: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """An instance as it is now. `addresses`: guest TCP port -> (host, port) where the service reaches it."""
+
+    instance_id: str
+    run_id: str
+    server_id: str
+    state: InstanceState
+    machine_id: str
+    addresses: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+    network: NetworkMode = NetworkMode.ISOLATED
+    detail: str = ""
+    """Why it stopped or what it waits for, in words for an operator."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What an instance uses while it runs. `per_hour` is None where nothing is charged."""
+
+    memory_mib: int
+    cpus: int
+    per_hour: float | None = None
+    currency: str = "USD"
+
+
+class Site(Protocol):
+    """See the module's docstring."""
+
+    @property
+    def name(self) -> str: ...
+
+    # --- replica volumes -------------------------------------------------------------------------------------
+
+    def make_volume(self, key: VolumeKey, size_bytes: int) -> None:
+        """See to it that the working state exists and has this size.
+
+        New: all zeros. After a snapshot: the newest snapshot's content, cut or grown (with zeros). A working
+        state that exists keeps its content."""
+        ...
+
+    def open_volume(self, key: VolumeKey) -> VolumeIO:
+        """The working state, readable and writable; one at a time. Raises NotFound, Conflict (already open)."""
+        ...
+
+    def volume_exists(self, key: VolumeKey) -> bool:
+        """Is there a working state?"""
+        ...
+
+    def changes(self, key: VolumeKey) -> list[Extent]:
+        """Where the working state may differ from the newest snapshot (or from zeros); never less than it does.
+
+        Rising, not overlapping. The working state must not be open."""
+        ...
+
+    def revert(self, key: VolumeKey) -> None:
+        """Throw the working state away; make_volume starts again from the newest snapshot."""
+        ...
+
+    def snapshot(self, key: VolumeKey, point_id: str) -> None:
+        """Turn the flushed, closed working state into snapshot `point_id`. Done already: does nothing."""
+        ...
+
+    def open_snapshot(self, key: VolumeKey, point_id: str) -> VolumeIO:
+        """A snapshot, for reading; any number of times. Writes raise Conflict."""
+        ...
+
+    def snapshots(self, key: VolumeKey) -> list[str]:
+        """Point ids, oldest first."""
+        ...
+
+    def delete_snapshot(self, key: VolumeKey, point_id: str) -> None:
+        """Remove one; all others keep their content, whatever crashes in between; repeat to complete it.
+
+        Raises Conflict while something (an open volume, an instance) uses the chain it is part of."""
+        ...
+
+    def delete_volume(self, key: VolumeKey) -> None:
+        """Remove the working state and every snapshot."""
+        ...
+
+    def volumes(self) -> list[VolumeKey]:
+        """All replica volumes that the site holds something of."""
+        ...
+
+    def snapshot_location(self, key: VolumeKey, point_id: str) -> str:
+        """Where an operator finds this snapshot without us: a file's path, an EBS snapshot's id."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Space left for replica data."""
+        ...
+
+    # --- documents that make points self-describing ------------------------------------------------------------
+
+    def write_document(self, server_id: str, name: str, content: bytes) -> None:
+        """Store a small named document beside the server's volumes, atomically and durably, replacing any."""
+        ...
+
+    def read_document(self, server_id: str, name: str) -> bytes:
+        """Raises NotFound."""
+        ...
+
+    def delete_document(self, server_id: str, name: str) -> None:
+        """Absent already: does nothing."""
+        ...
+
+    def documents(self) -> Iterator[tuple[str, str]]:
+        """(server_id, name) of every document."""
+        ...
+
+    # --- instances ---------------------------------------------------------------------------------------------
+
+    def launch(self, spec: InstanceSpec) -> Instance:
+        """Boot copies of the snapshots. The instance goes on when the service dies. Launched already: says how it is;
+        stopped: starts it again from its own volumes."""
+        ...
+
+    def watch(self, instance_id: str) -> Instance:
+        """How it is now; state GONE if the site knows nothing of it."""
+        ...
+
+    def console(self, instance_id: str, last_bytes: int = 65_536) -> str:
+        """The end of what it wrote to its console (control characters removed); empty if there is none."""
+        ...
+
+    def stop(self, instance_id: str) -> None:
+        """Ask the guest to shut down and return at once; watch() tells when it has."""
+        ...
+
+    def end(self, instance_id: str) -> None:
+        """Stop it at once and remove all that was made for it. Gone already: does nothing."""
+        ...
+
+    def instances(self) -> list[Instance]:
+        """All that are not GONE."""
+        ...
+
+    def instance_changes(self, instance_id: str, index: int) -> list[Extent]:
+        """Where the instance's volume may differ from the snapshot it was launched from; never less. May be running."""
+        ...
+
+    def open_instance_volume(self, instance_id: str, index: int) -> VolumeIO:
+        """A stopped instance's volume, for reading. Raises Conflict while it runs."""
+        ...
+
+    def price(self, spec: InstanceSpec) -> Price: ...

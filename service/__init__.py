@@ -1,0 +1,1 @@
+"""The service: receiver, API and command line. The only place where the parts are put together."""
