@@ -49,9 +49,18 @@ class Codec(enum.IntEnum):
     ZSTD = 1
 
 
+class Answer(enum.IntEnum):
+    """What the receiver says of each block of an OFFER, one byte a block."""
+
+    HAVE = 0
+    LACKING = 1
+    COPIED = 2
+    """It was not in place, and was copied from elsewhere in the tenant: deduplicated."""
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One parsed frame. `payload` is still packed; `blocks()` unpacks and proves it."""
+    """One parsed frame. `payload` is still packed; `verified()` unpacks and proves it."""
 
     kind: Kind
     indices: tuple[int, ...]
@@ -73,22 +82,19 @@ class Frame:
             if self.plain_bytes != expected:
                 raise BadFrame(f"a payload of {self.plain_bytes} bytes cannot hold blocks of {expected} bytes")
 
-    def blocks(self, grid: BlockGrid) -> list[memoryview]:
-        """The contents of all blocks named, each proven equal to its digest.
+    def verified(self, grid: BlockGrid) -> memoryview:
+        """The unpacked payload, every block proven equal to its digest. Block number `position` begins at
+        `position * grid.block_bytes`: only a volume's last block is short, and it can only be named last.
 
         Raises BadFrame when the payload does not unpack to what was announced, DigestMismatch when a block differs.
         """
         self.check_against(grid)
         plain = memoryview(self._unpacked())
-        found = []
-        at = 0
         for position, index in enumerate(self.indices):
-            block = plain[at : at + grid.length(index)]
-            if block_digest(block) != self.digest(position):
+            at = position * grid.block_bytes
+            if block_digest(plain[at : at + grid.length(index)]) != self.digest(position):
                 raise DigestMismatch(f"block {index} does not have the digest that was announced for it")
-            found.append(block)
-            at += len(block)
-        return found
+        return plain
 
     def _unpacked(self) -> bytes | memoryview:
         if self.codec is Codec.STORED:

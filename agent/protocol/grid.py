@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from agent.protocol.errors import BadMessage
@@ -51,8 +51,18 @@ class BlockGrid:
         for start in range(0, self.count, blocks):
             yield range(start, min(start + blocks, self.count))
 
-    def covering(self, offset: int, length: int) -> range:
-        """The indices of all blocks that [offset, offset + length) touches."""
-        if length <= 0:
-            return range(0)
-        return range(offset // self.block_bytes, min(-(-(offset + length) // self.block_bytes), self.count))
+    def span(self, blocks: range) -> tuple[int, int]:
+        """Offset and length in bytes of consecutive blocks."""
+        offset = self.offset(blocks.start)
+        return offset, min(self.offset(blocks.stop), self.size_bytes) - offset
+
+    def covering(self, ranges: Iterable[tuple[int, int]], most: int) -> Iterator[range]:
+        """The blocks that byte ranges (offset, length) touch, each once, rising, in pieces of at most `most` blocks."""
+        done = 0
+        for offset, length in sorted(ranges):
+            if length <= 0:
+                continue
+            stop = min(-(-(offset + length) // self.block_bytes), self.count)
+            for start in range(max(offset // self.block_bytes, done), stop, most):
+                yield range(start, min(start + most, stop))
+            done = max(done, stop)

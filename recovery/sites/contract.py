@@ -100,6 +100,8 @@ class Instance:
     machine_id: str
     addresses: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     network: NetworkMode = NetworkMode.ISOLATED
+    points: Sequence[str] = ()
+    """The snapshots it was launched from, in boot order."""
     detail: str = ""
     """Why it stopped or what it waits for, in words for an operator."""
 

@@ -1,0 +1,227 @@
+"""`understudy-agent`: the command line on protected servers and repair targets."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent import __version__
+from agent.protocol.errors import UnderstudyError, UsageError
+from agent.state import State, default_state_folder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command. Returns 0, 1 (it failed: one line on stderr) or 2 (wrong usage)."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="understudy-agent: %(message)s", stream=sys.stderr)
+    try:
+        options.run(options)
+    except UnderstudyError as error:
+        print(f"understudy-agent: {error}".replace("\n", " "), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("understudy-agent: interrupted; nothing was lost, and the next push goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    return 0
+
+
+# --- commands ---
+
+
+def _enroll(options: argparse.Namespace) -> None:
+    from agent.identity import enroll
+
+    identity = asyncio.run(enroll(_state(options), options.url, options.token, options.ca_fingerprint))
+    _print(
+        options,
+        {"server": identity.server_name, "server_id": identity.server_id, "url": identity.url},
+        f"enrolled as {identity.server_name} with {identity.url}\nnext: understudy-agent protect PATH...",
+    )
+
+
+def _inventory(options: argparse.Namespace) -> None:
+    from agent.inventory import collect
+    from agent.report import inventory_text
+
+    found = collect()
+    _print(options, found, inventory_text(found))
+
+
+def _protect(options: argparse.Namespace) -> None:
+    from agent.volumes.source import SourceVolume
+
+    if len(set(options.paths)) != len(options.paths):
+        raise UsageError("a disk is named twice", "name each once, in boot order")
+    sizes = {}
+    for path in options.paths:
+        with SourceVolume.open(path) as source:
+            sizes[path] = source.size_bytes
+    _state(options).protect(options.paths)
+    lines = [f"{path}  {size / (1 << 30):.2f} GiB" for path, size in sizes.items()]
+    _print(
+        options,
+        {"volumes": [{"path": path, "size_bytes": size} for path, size in sizes.items()]},
+        "protected, in boot order:\n  " + "\n  ".join(lines) + "\nnext: understudy-agent push",
+    )
+
+
+def _push(options: argparse.Namespace) -> None:
+    from agent.client import ServiceClient
+    from agent.progress import ProgressBar
+    from agent.push.push import PushResult, push
+
+    async def run(bar: ProgressBar) -> PushResult:
+        state = _state(options)
+        async with ServiceClient.of(state) as client:
+            return await push(state, client, label=options.label, on_progress=bar)
+
+    with ProgressBar("push", enabled=not options.json) as bar:
+        result = asyncio.run(run(bar))
+    _print(
+        options,
+        dataclasses.asdict(result),
+        f"recovery point {result.point} in {result.seconds:.1f} s: {_mib(result.changed_bytes)} changed, "
+        f"{_mib(result.sent_bytes)} sent, frozen {result.frozen_seconds:.2f} s, {result.completeness}",
+    )
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from agent.client import ServiceClient
+    from agent.progress import ProgressBar
+    from agent.pull.pull import PullResult, find_point, pull
+
+    async def run() -> PullResult:
+        async with ServiceClient.of(_state(options)) as client:
+            point = await find_point(client, options.point)
+            _confirm(options, f"everything on {options.onto} is replaced by {point.server} as of {point.taken_at}")
+            with ProgressBar("pull", enabled=not options.json) as bar:
+                return await pull(client, point, options.volume, options.onto, on_progress=bar)
+
+    result = asyncio.run(run())
+    _print(
+        options,
+        dataclasses.asdict(result),
+        f"{result.onto} equals {result.point}, volume {result.volume}: {_mib(result.written_bytes)} written, "
+        f"{_mib(result.received_bytes)} over the wire, verified, {result.seconds:.1f} s",
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    from agent.daemon import run
+
+    logging.getLogger().setLevel(logging.INFO)
+    asyncio.run(run(_state(options)))
+
+
+def _thaw(options: argparse.Namespace) -> None:
+    from agent.consistency.freeze import thaw_all
+    from agent.volumes.topology import mounted_filesystems
+
+    paths = _state(options).protected()
+    thawed = thaw_all(sorted({fs.mountpoint for path in paths for fs in mounted_filesystems(path)}))
+    _print(options, {"thawed": thawed}, f"thawed: {', '.join(thawed) or 'nothing was frozen'}")
+
+
+# --- shared ---
+
+
+def _state(options: argparse.Namespace) -> State:
+    return State(Path(getattr(options, "state", None) or default_state_folder()))
+
+
+def _confirm(options: argparse.Namespace, what: str) -> None:
+    if options.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"nobody is here to confirm that {what}", "say --yes")
+    sys.stderr.write(f"{what}.\nType yes to go on: ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() != "yes":
+        raise UsageError("not confirmed, nothing was written", "type yes, or say --yes")
+
+
+def _print(options: argparse.Namespace, document: Any, text: str) -> None:
+    print(json.dumps(document) if options.json else text, flush=True)
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 20):.1f} MiB"
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--state", metavar="DIR", default=argparse.SUPPRESS, help="the agent's state folder")
+    shared.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document and nothing else"
+    )
+    parser = argparse.ArgumentParser(
+        prog="understudy-agent",
+        description="Replicates this server's disks to an Understudy service, and brings them home again.",
+        parents=[shared],
+    )
+    parser.add_argument("--version", action="version", version=f"understudy-agent {__version__}")
+    parser.set_defaults(json=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name,
+            parents=[shared],
+            help=text,
+            description=text,
+            epilog=f"example:\n  understudy-agent {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made.set_defaults(run=run)
+        return made
+
+    enroll = command(
+        "enroll",
+        _enroll,
+        "get an identity from a service, with a one-time token",
+        "enroll https://dr.example.com:8470 ust1_...",
+    )
+    enroll.add_argument("url", metavar="URL")
+    enroll.add_argument("token", metavar="TOKEN", help="from: understudy enroll-token")
+    enroll.add_argument("--ca-fingerprint", metavar="HEX", help="SHA-256 of the service's CA, instead of the token's")
+
+    command("inventory", _inventory, "what this machine is, and what would stop it from booting elsewhere", "inventory")
+
+    protect = command(
+        "protect", _protect, "which disks or image files to replicate, in boot order", "protect /dev/sda /dev/sdb"
+    )
+    protect.add_argument("paths", metavar="PATH", nargs="+")
+
+    push = command("push", _push, "make one recovery point now", 'push --label "before the upgrade"')
+    push.add_argument("--label", metavar="TEXT")
+
+    command("run", _run, "run as a daemon: push on schedule and on the service's word", "run")
+
+    pull = command(
+        "pull",
+        _pull,
+        "make a disk or image file equal to a recovery point, fetching only what differs",
+        "pull latest --volume 0 --onto /dev/sda --yes",
+    )
+    pull.add_argument("point", metavar="POINT", help="a point's id, or: latest")
+    pull.add_argument("--volume", metavar="N", type=int, default=0, help="which of the point's volumes (default 0)")
+    pull.add_argument("--onto", metavar="PATH", required=True, help="the disk or file to overwrite")
+    pull.add_argument("--yes", action="store_true", help="do not ask")
+
+    command("thaw", _thaw, "thaw the protected disks' filesystems, whoever froze them (systemd runs this)", "thaw")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

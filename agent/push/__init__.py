@@ -1,0 +1,1 @@
+"""Push: from the disks of this server to a recovery point at the receiver."""

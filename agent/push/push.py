@@ -1,0 +1,218 @@
+"""Push: ask where the replica stands, bring it to one instant of this server, commit. On any doubt, ask again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from agent.client import ServiceClient
+from agent.inventory import machine_id
+from agent.protocol.digests import DigestMap
+from agent.protocol.errors import RootMismatch, SessionUnknown, UsageError, VolumeBusy
+from agent.protocol.grid import DEFAULT_BLOCK_BYTES, BlockGrid
+from agent.protocol.messages import (
+    BeginReply,
+    BeginRequest,
+    CommitRequest,
+    Point,
+    VolumeDeclaration,
+    VolumeStanding,
+)
+from agent.push.instant import Instant, Watched, reach_instant
+from agent.push.volume import Tally, VolumePush
+from agent.state import Position, State
+from agent.tracking.tracker import ChangeTracker, open_tracker
+from agent.volumes.activity import mark
+from agent.volumes.source import SourceVolume
+from agent.volumes.topology import MountedFilesystem, mounted_filesystems
+
+BUSY_PATIENCE_SECONDS = 30.0
+ATTEMPTS = 4
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushResult:
+    """What one push did; the JSON of `understudy-agent push`. `sent_bytes` is what the socket saw, both ways."""
+
+    point: str
+    seconds: float
+    read_bytes: int
+    changed_bytes: int
+    sent_bytes: int
+    deduplicated_bytes: int
+    frozen_seconds: float
+    root: str
+    completeness: str
+
+
+async def push(
+    state: State,
+    client: ServiceClient,
+    *,
+    label: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> PushResult:
+    """One recovery point of everything that is protected. `on_progress` gets bytes read and bytes in all.
+
+    Raises UsageError (nothing protected), SourceError, TransportError, StaleEpoch, SessionError, StorageError."""
+    paths = state.protected()
+    if not paths:
+        raise UsageError("nothing is protected yet", "name the disks: understudy-agent protect PATH...")
+    began = time.monotonic()
+    with state.locked(), ThreadPoolExecutor((os.cpu_count() or 2) + 2, "push") as threads:
+        failures = 0
+        while True:
+            try:
+                return await _Attempt(state, client, threads, paths, label, on_progress, began).run()
+            except VolumeBusy:
+                if time.monotonic() - began > BUSY_PATIENCE_SECONDS:
+                    raise
+                await asyncio.sleep(1)
+            except (SessionUnknown, RootMismatch) as doubt:
+                failures += 1
+                if failures >= ATTEMPTS:
+                    raise
+                log.warning("asking the service again where things stand: %s", doubt)
+                if isinstance(doubt, RootMismatch):
+                    for path in paths:
+                        state.forget_digests(path)
+
+
+class _Attempt:
+    def __init__(
+        self,
+        state: State,
+        client: ServiceClient,
+        threads: Executor,
+        paths: list[str],
+        label: str | None,
+        on_progress: Callable[[int, int], None],
+        began: float,
+    ) -> None:
+        self._state = state
+        self._client = client
+        self._threads = threads
+        self._paths = paths
+        self._label = label
+        self._on_progress = on_progress
+        self._began = began
+        self._tally = Tally()
+        self._done_bytes = 0
+        self._total_bytes = 0
+
+    async def run(self) -> PushResult:
+        with contextlib.ExitStack() as resources:
+            sources = [resources.enter_context(SourceVolume.open(path)) for path in self._paths]
+            grids = [BlockGrid(source.size_bytes, DEFAULT_BLOCK_BYTES) for source in sources]
+            self._total_bytes = sum(grid.size_bytes for grid in grids)
+            begun = await self._begin(grids)
+            watched = [self._watch(source, resources) for source in sources]
+            for index, (one, standing) in enumerate(zip(watched, begun.volumes, strict=True)):
+                one.volume.session = begun.session
+                resources.callback(one.volume.held.close)
+                await one.volume.send_all(trust_held=self._recall(index, one.volume, standing))
+            for source in sources:
+                source.check_unchanged()
+            instant = await reach_instant(watched, self._filesystems(), self._threads)
+            for source in sources:
+                source.check_unchanged()
+            point = await self._commit(begun.session, watched, instant)
+            self._keep(watched)
+        return PushResult(
+            point=point.id,
+            seconds=round(time.monotonic() - self._began, 3),
+            read_bytes=self._tally.read_bytes,
+            changed_bytes=self._tally.changed_bytes,
+            sent_bytes=self._client.wire.total_bytes,
+            deduplicated_bytes=self._tally.deduplicated_bytes,
+            frozen_seconds=round(instant.frozen_seconds, 3),
+            root=point.root,
+            completeness=point.completeness,
+        )
+
+    async def _begin(self, grids: list[BlockGrid]) -> BeginReply:
+        request = BeginRequest(
+            machine_id=machine_id(),
+            volumes=[
+                VolumeDeclaration(path=path, size_bytes=grid.size_bytes, block_bytes=grid.block_bytes)
+                for path, grid in zip(self._paths, grids, strict=True)
+            ],
+            supersedes=self._state.session(),
+        )
+        begun = await self._client.ask("/agent/v1/sessions", request, BeginReply)
+        self._state.save_session(begun.session)
+        return begun
+
+    def _watch(self, source: SourceVolume, resources: contextlib.ExitStack) -> Watched:
+        """Begin to notice changes: before anything is read, so that none can fall between."""
+        grid = BlockGrid(source.size_bytes, DEFAULT_BLOCK_BYTES)
+        tracker = open_tracker(source.path, source.size_bytes, grid.block_bytes)
+        if isinstance(tracker, ChangeTracker):
+            resources.callback(tracker.close)
+        held = self._state.new_digests(source.path, grid)
+        volume = VolumePush(
+            self._paths.index(source.path), source, held, self._client, self._threads, self._tally, self._progress
+        )
+        return Watched(volume, tracker, mark(source.path))
+
+    def _recall(self, index: int, volume: VolumePush, standing: VolumeStanding) -> bool:
+        """Fill `held` with what the receiver is proven to hold; False if that is not known here."""
+        path, grid = self._paths[index], volume.grid
+        if volume.held.root().hex() == standing.root:
+            return True  # the replica is all zeros, as a new map is
+        position = self._state.position(path)
+        if position != Position(root=standing.root, size_bytes=grid.size_bytes, block_bytes=grid.block_bytes):
+            return False
+        cached: DigestMap = self._state.cached_digests(path, grid)
+        try:
+            if cached.root().hex() != standing.root:
+                return False
+            for blocks in grid.pieces(1024):
+                volume.held.set_run(blocks, cached.run(blocks))
+        finally:
+            cached.close()
+        return True
+
+    def _filesystems(self) -> list[MountedFilesystem]:
+        """Every filesystem on any of the volumes, once; the deepest mount point first."""
+        found = {fs.mountpoint: fs for path in self._paths for fs in mounted_filesystems(path)}
+        return sorted(found.values(), key=lambda fs: fs.mountpoint.count("/") + (fs.mountpoint != "/"), reverse=True)
+
+    async def _commit(self, session: str, watched: list[Watched], instant: Instant) -> Point:
+        roots = [one.volume.held.root().hex() for one in watched]
+        request = CommitRequest(
+            roots=roots,
+            consistency="crash",
+            completeness="scanned",
+            age_seconds=time.monotonic() - instant.at,
+            label=self._label,
+            frozen_seconds=instant.frozen_seconds,
+            sent_bytes=self._client.wire.total_bytes,
+        )
+        point = await self._client.ask(f"/agent/v1/sessions/{session}/commit", request, Point)
+        if [volume.root for volume in point.volumes] != roots:
+            raise RootMismatch(f"point {point.id} does not have the roots that were committed")
+        return point
+
+    def _keep(self, watched: list[Watched]) -> None:
+        for one in watched:
+            grid = one.volume.grid
+            root = one.volume.held.root().hex()
+            one.volume.held.flush()
+            self._state.keep_digests(
+                one.volume.source.path,
+                Position(root=root, size_bytes=grid.size_bytes, block_bytes=grid.block_bytes),
+            )
+        self._state.save_session(None)
+
+    def _progress(self, read_bytes: int) -> None:
+        self._done_bytes += read_bytes
+        self._on_progress(min(self._done_bytes, self._total_bytes), self._total_bytes)

@@ -1,0 +1,191 @@
+"""The agent's state folder: who we are, what we protect, and the digest cache.
+
+identity.json  key.pem  certificate.pem  ca.pem     lost: enrol again
+protected.json                                      which volumes, in boot order
+session.json                                        the push under way, so that a restart takes it over at once
+volumes/<hash of path>/digests, position.json       cache: lost or doubtful, it is thrown away and a scan follows
+lock                                                held while a push runs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.protocol.digests import DigestMap
+from agent.protocol.errors import Conflict, UsageError
+from agent.protocol.grid import BlockGrid
+from agent.protocol.messages import from_json
+
+
+def default_state_folder() -> Path:
+    """Where the state lies unless --state says otherwise."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("PROGRAMDATA", r"C:\ProgramData")) / "Understudy"
+    return Path("/var/lib/understudy-agent")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who this agent is to which service."""
+
+    url: str
+    server_id: str
+    server_name: str
+    ca_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """What a volume's cached digest map was proven equal to: `root` (hex) of the point made then."""
+
+    root: str
+    size_bytes: int
+    block_bytes: int
+
+
+class State:
+    """One agent's state folder. Raises UsageError where it cannot be used."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def make(self) -> None:
+        """See to it that the folder exists and is ours alone."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"the state folder {self.folder} cannot be made: {error.strerror}",
+                "run as root, or name another: --state DIR",
+            ) from None
+
+    # --- identity and what is protected ---
+
+    def identity(self) -> Identity:
+        document = self._read("identity.json")
+        if document is None:
+            raise UsageError(
+                f"this agent has no identity in {self.folder}",
+                "enrol it: understudy-agent enroll URL TOKEN (the service prints the line: understudy enroll-token)",
+            )
+        return from_json(Identity, document)
+
+    def save_identity(self, identity: Identity, *, key_pem: bytes, certificate_pem: bytes, ca_pem: bytes) -> None:
+        """Replace the identity; identity.json last, since its presence means that the rest is there."""
+        self.make()
+        self._write_bytes(self.key_path, key_pem)
+        self._write_bytes(self.certificate_path, certificate_pem)
+        self._write_bytes(self.ca_path, ca_pem)
+        self._write("identity.json", asdict(identity))
+
+    @property
+    def key_path(self) -> Path:
+        return self.folder / "key.pem"
+
+    @property
+    def certificate_path(self) -> Path:
+        return self.folder / "certificate.pem"
+
+    @property
+    def ca_path(self) -> Path:
+        return self.folder / "ca.pem"
+
+    def save_certificate(self, certificate_pem: bytes) -> None:
+        self._write_bytes(self.certificate_path, certificate_pem)
+
+    def protected(self) -> list[str]:
+        """The paths to replicate, in boot order; empty if none were named yet."""
+        document = self._read("protected.json")
+        return [str(path) for path in document["volumes"]] if document else []
+
+    def protect(self, paths: list[str]) -> None:
+        self.make()
+        self._write("protected.json", {"volumes": paths})
+
+    # --- the push under way ---
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one push. Raises Conflict if another process of this agent pushes."""
+        self.make()
+        with open(self.folder / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Conflict(
+                    f"another push of this agent is running ({self.folder} is locked)", "wait until it has ended"
+                ) from None
+            yield
+
+    def session(self) -> str | None:
+        document = self._read("session.json")
+        return str(document["session"]) if document else None
+
+    def save_session(self, session: str | None) -> None:
+        self._write("session.json", {"session": session} if session else None)
+
+    # --- the digest cache ---
+
+    def position(self, path: str) -> Position | None:
+        document = self._read(self._volume(path) / "position.json")
+        return from_json(Position, document) if document else None
+
+    def cached_digests(self, path: str, grid: BlockGrid) -> DigestMap:
+        return DigestMap.open(self._volume(path) / "digests", grid)
+
+    def new_digests(self, path: str, grid: BlockGrid) -> DigestMap:
+        """An empty map beside the cached one, for the push under way; anything left of an earlier try is dropped."""
+        folder = self._volume(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = folder / "digests.new"
+        fresh.unlink(missing_ok=True)
+        return DigestMap.open(fresh, grid)
+
+    def keep_digests(self, path: str, position: Position) -> None:
+        """The new map was committed: it becomes the cached one. A crash in between leaves no position, so no cache."""
+        folder = self._volume(path)
+        self.forget_digests(path)
+        (folder / "digests.new").replace(folder / "digests")
+        self._write(folder / "position.json", asdict(position))
+
+    def forget_digests(self, path: str) -> None:
+        (self._volume(path) / "position.json").unlink(missing_ok=True)
+
+    def _volume(self, path: str) -> Path:
+        return self.folder / "volumes" / hashlib.sha256(path.encode()).hexdigest()[:16]
+
+    # --- files ---
+
+    def _read(self, name: str | Path) -> Any:
+        try:
+            return json.loads((self.folder / name).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{self.folder / name} cannot be read: {error}", "run as the user who enrolled, or enrol again"
+            ) from None
+
+    def _write(self, name: str | Path, document: Any) -> None:
+        self._write_bytes(self.folder / name, json.dumps(document).encode())
+
+    def _write_bytes(self, path: Path, content: bytes) -> None:
+        """Atomically: whoever reads sees the old file or the new one."""
+        fresh = path.with_name(path.name + ".tmp")
+        try:
+            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}", "free space, or run as root") from None

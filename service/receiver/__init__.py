@@ -1,0 +1,1 @@
+"""The receiver: takes pushes, makes recovery points, serves pulls, keeps and checks what it holds."""

@@ -1,0 +1,179 @@
+"""The receiver's HTTP side: bodies in, bodies out; all work is done in threads of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Any, Protocol, TypeVar
+
+from aiohttp import web
+
+from agent.protocol.errors import BadFrame, BadMessage
+from agent.protocol.frames import MAX_BLOCKS, MAX_PLAIN_BYTES, head_bytes
+from agent.protocol.messages import (
+    MAX_JSON_BYTES,
+    BeginRequest,
+    CommitRequest,
+    Point,
+    PulledReport,
+    from_json,
+    to_json,
+)
+from recovery.control import Server
+from service.receiver.pull import PointReader
+from service.receiver.receiver import Receiver
+
+MAX_FRAME_BYTES = head_bytes(MAX_BLOCKS) + MAX_PLAIN_BYTES
+
+T = TypeVar("T")
+
+
+class Caller(Protocol):
+    """The agent at the other end, proven by its certificate."""
+
+    @property
+    def server_id(self) -> str: ...
+
+    @property
+    def serial(self) -> str: ...
+
+
+class Gatekeeper(Protocol):
+    """Who is calling, and what they may do. All but `agent_of` block."""
+
+    def agent_of(self, request: web.Request) -> Caller:
+        """Raises AuthError, TrustError."""
+        ...
+
+    def authorize_push(self, server_id: str, machine_id: str, serial: str) -> Server:
+        """Raises StaleEpoch, AuthError."""
+        ...
+
+    def point_of(self, server_id: str, point_id: str) -> Point:
+        """A point of this server by id, or `latest`. Raises NotFound."""
+        ...
+
+    def record_pull(self, point_id: str, volume: int, report: PulledReport) -> None: ...
+
+
+class ReceiverHttp:
+    """Handlers under /agent/v1. Who calls is decided by the client certificate."""
+
+    def __init__(self, receiver: Receiver, reader: PointReader, gatekeeper: Gatekeeper, threads: Executor) -> None:
+        self._receiver = receiver
+        self._reader = reader
+        self._gatekeeper = gatekeeper
+        self._threads = threads
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/agent/v1/sessions", self._begin),
+            web.post("/agent/v1/sessions/{session}/volumes/{volume}/offer", self._offer),
+            web.post("/agent/v1/sessions/{session}/volumes/{volume}/blocks", self._blocks),
+            web.post("/agent/v1/sessions/{session}/commit", self._commit),
+            web.post("/agent/v1/sessions/{session}/abandon", self._abandon),
+            web.get("/agent/v1/points/{point}", self._point),
+            web.post("/agent/v1/points/{point}/volumes/{volume}/diff", self._diff),
+            web.post("/agent/v1/points/{point}/volumes/{volume}/pulled", self._pulled),
+        ]
+
+    async def _begin(self, request: web.Request) -> web.Response:
+        caller = self._gatekeeper.agent_of(request)
+        message = await read_message(request, BeginRequest)
+
+        def begin() -> Any:
+            server = self._gatekeeper.authorize_push(caller.server_id, message.machine_id, caller.serial)
+            return self._receiver.begin(server, message)
+
+        return web.json_response(to_json(await self._run(begin)))
+
+    async def _offer(self, request: web.Request) -> web.Response:
+        caller = self._gatekeeper.agent_of(request)
+        session, volume = request.match_info["session"], volume_of(request)
+        body = await read_body(request, MAX_FRAME_BYTES)
+        answers = await self._run(lambda: self._receiver.offer(caller.server_id, session, volume, body))
+        return web.Response(body=answers, content_type="application/octet-stream")
+
+    async def _blocks(self, request: web.Request) -> web.Response:
+        caller = self._gatekeeper.agent_of(request)
+        session, volume = request.match_info["session"], volume_of(request)
+        body = await read_body(request, MAX_FRAME_BYTES)
+        reply = await self._run(lambda: self._receiver.blocks(caller.server_id, session, volume, body))
+        return web.json_response(to_json(reply))
+
+    async def _commit(self, request: web.Request) -> web.Response:
+        caller = self._gatekeeper.agent_of(request)
+        session = request.match_info["session"]
+        message = await read_message(request, CommitRequest)
+        point = await self._run(lambda: self._receiver.commit(caller.server_id, session, message))
+        return web.json_response(to_json(point))
+
+    async def _abandon(self, request: web.Request) -> web.Response:
+        caller = self._gatekeeper.agent_of(request)
+        session = request.match_info["session"]
+        await self._run(lambda: self._receiver.abandon(caller.server_id, session, "the agent gave up"))
+        return web.json_response({})
+
+    async def _point(self, request: web.Request) -> web.Response:
+        caller = self._gatekeeper.agent_of(request)
+        point = await self._run(lambda: self._gatekeeper.point_of(caller.server_id, request.match_info["point"]))
+        return web.json_response(to_json(point))
+
+    async def _diff(self, request: web.Request) -> web.Response:
+        caller = self._gatekeeper.agent_of(request)
+        point_id, volume = request.match_info["point"], volume_of(request)
+        body = await read_body(request, MAX_FRAME_BYTES)
+
+        def differing() -> bytes:
+            manifest = self._receiver.archive.manifest(caller.server_id, point_id)
+            return self._reader.differing(manifest, volume, body)
+
+        return web.Response(body=await self._run(differing), content_type="application/octet-stream")
+
+    async def _pulled(self, request: web.Request) -> web.Response:
+        caller = self._gatekeeper.agent_of(request)
+        point_id, volume = request.match_info["point"], volume_of(request)
+        report = await read_message(request, PulledReport)
+
+        def record() -> Point:
+            point = self._gatekeeper.point_of(caller.server_id, point_id)
+            if not 0 <= volume < len(point.volumes) or report.root != point.volumes[volume].root:
+                raise BadMessage(f"what was pulled is not volume {volume} of point {point_id}", "pull again")
+            self._gatekeeper.record_pull(point.id, volume, report)
+            return point
+
+        return web.json_response(to_json(await self._run(record)))
+
+    def _run(self, work: Callable[[], T]) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+async def read_body(request: web.Request, limit_bytes: int) -> bytearray:
+    """The whole body, piece by piece as it comes. Raises BadFrame as soon as it is over the limit."""
+    if request.content_length is not None and request.content_length > limit_bytes:
+        raise BadFrame(f"a body of {request.content_length} bytes is over the limit of {limit_bytes}")
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > limit_bytes:
+            raise BadFrame(f"the body is over the limit of {limit_bytes} bytes")
+    return body
+
+
+async def read_message(request: web.Request, cls: type[T]) -> T:
+    """The JSON message of a request. Raises BadMessage."""
+    body = await read_body(request, MAX_JSON_BYTES)
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadMessage("the body is not JSON") from None
+    return from_json(cls, document)
+
+
+def volume_of(request: web.Request) -> int:
+    try:
+        return int(request.match_info["volume"])
+    except ValueError:
+        raise BadMessage(f"{request.match_info['volume']!r} is no volume's number") from None

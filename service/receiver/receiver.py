@@ -1,0 +1,286 @@
+"""The receiver: begins, feeds and commits push sessions. Calls block; the HTTP layer runs them in threads."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+from agent.protocol.errors import BadMessage, NotFound, RootMismatch, StorageFull
+from agent.protocol.frames import Kind, decode_single
+from agent.protocol.grid import BlockGrid
+from agent.protocol.messages import (
+    MAX_VOLUMES,
+    BeginReply,
+    BeginRequest,
+    BlocksReply,
+    CommitRequest,
+    Point,
+    PointVolume,
+    VolumeDeclaration,
+    VolumeStanding,
+)
+from recovery.control import Server
+from recovery.sites.contract import Site, VolumeKey
+from service.receiver.head import Head
+from service.receiver.manifest import Manifest, point_root
+from service.receiver.points import PointArchive
+from service.receiver.session import PushSession, SessionRegistry
+
+IDLE_SECONDS = 300.0
+"""After so long without a request a session's volumes are closed; what it sent is kept."""
+DEFAULT_RESERVE_BYTES = 256 << 20
+"""Space that pushes leave free at the site, so that the database and running instances can go on."""
+
+log = logging.getLogger(__name__)
+
+
+class PointRows(Protocol):
+    """The rows about points: a view of what the site holds."""
+
+    def add(self, manifest: Manifest) -> None:
+        """There already: does nothing."""
+        ...
+
+    def remove(self, point_id: str) -> None: ...
+
+    def newest_first(self, server_id: str) -> list[Point]: ...
+
+    def all_ids(self) -> list[str]: ...
+
+
+class Receiver:
+    """`folder` is for caches; all that must survive lies at the site."""
+
+    def __init__(
+        self,
+        site: Site,
+        archive: PointArchive,
+        rows: PointRows,
+        folder: Path,
+        *,
+        reserve_bytes: int = DEFAULT_RESERVE_BYTES,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.archive = archive
+        self.sessions = SessionRegistry()
+        self._site = site
+        self._rows = rows
+        self._folder = folder
+        self._reserve_bytes = reserve_bytes
+        self._now = now
+
+    def recover(self) -> None:
+        """At start: end what a crash cut, and make the rows say what the site holds."""
+        manifests = self.archive.recover()
+        for manifest in manifests:
+            self._rows.add(manifest)
+        for gone in set(self._rows.all_ids()) - {manifest.point.id for manifest in manifests}:
+            log.warning("point %s is listed, but the site does not hold it: the row is removed", gone)
+            self._rows.remove(gone)
+
+    # --- push ---
+
+    def begin(self, server: Server, request: BeginRequest) -> BeginReply:
+        """Open a session. Raises VolumeBusy, BadMessage, StorageFull, StorageError."""
+        grids = _grids(request.volumes)
+        with self.sessions.server_lock(server.id):
+            previous = self.sessions.check_may_begin(server.id, request.machine_id, request.supersedes)
+            if previous is not None:
+                own = previous.id == request.supersedes
+                self.close_session(previous, f"push of machine {request.machine_id} took over", remember=not own)
+            self._check_space()
+            self.finish_interrupted(server.id)
+            session = self.open_session(new_point_id(), server, request.machine_id, request.volumes, grids)
+            standing = [VolumeStanding(root=head.digests.root().hex(), point=session.parent) for head in session.heads]
+        log.info("push %s of %s begins", session.id, server.name)
+        return BeginReply(session=session.id, epoch=server.epoch, volumes=standing)
+
+    def offer(self, server_id: str, session_id: str, volume: int, body: bytes | bytearray) -> bytes:
+        """One Answer byte for each block offered."""
+        session = self.sessions.get(session_id, server_id)
+        frame = decode_single(body, Kind.OFFER)
+        with session.request():
+            return _head(session, volume).offer(frame)
+
+    def blocks(self, server_id: str, session_id: str, volume: int, body: bytes | bytearray) -> BlocksReply:
+        session = self.sessions.get(session_id, server_id)
+        frame = decode_single(body, Kind.BLOCKS)
+        self._check_space()
+        with session.request():
+            return BlocksReply(written_blocks=_head(session, volume).write(frame))
+
+    def commit(self, server_id: str, session_id: str, request: CommitRequest) -> Point:
+        """Make the recovery point, or raise RootMismatch and leave everything as it is. Repeating gives the same."""
+        with self.sessions.server_lock(server_id):
+            if self.archive.exists(server_id, session_id):
+                return self.archive.manifest(server_id, session_id).point
+            return self.commit_session(self.sessions.get(session_id, server_id), request).point
+
+    def fence(self, server_id: str, because: str) -> None:
+        """Take nothing more from whoever is pushing this server now."""
+        with self.sessions.server_lock(server_id):
+            session = self.sessions.current(server_id)
+            if session is not None:
+                self.close_session(session, because)
+
+    def abandon(self, server_id: str, session_id: str, because: str) -> None:
+        """The agent gives up: what it sent is kept for its next try."""
+        with self.sessions.server_lock(server_id):
+            self.close_session(self.sessions.get(session_id, server_id), because)
+
+    def close_idle(self) -> None:
+        """Close sessions nobody has used for long. Their agents ask again and begin anew."""
+        for session in self.sessions.all(lambda session: session.idle_seconds() > IDLE_SECONDS):
+            with self.sessions.server_lock(session.server_id):
+                if session.idle_seconds() > IDLE_SECONDS:
+                    self.close_session(session, "it was silent for long", remember=False)
+
+    def close(self) -> None:
+        """End all sessions: the service stops."""
+        for session in self.sessions.all():
+            with self.sessions.server_lock(session.server_id):
+                self.close_session(session, "the service was stopped", remember=False)
+
+    # --- what pushes and captures share; callers hold the server's lock ---
+
+    def open_session(
+        self,
+        point_id: str,
+        server: Server,
+        machine_id: str,
+        volumes: list[VolumeDeclaration],
+        grids: list[BlockGrid],
+    ) -> PushSession:
+        """Open every volume's working state on top of the newest point."""
+        parent, heads = self._open_heads(server.id, grids)
+        session = PushSession(
+            id=point_id,
+            server_id=server.id,
+            server_name=server.name,
+            tenant=server.tenant,
+            epoch=server.epoch,
+            machine_id=machine_id,
+            declared=volumes,
+            heads=heads,
+            parent=parent,
+        )
+        self.sessions.add(session)
+        return session
+
+    def commit_session(self, session: PushSession, request: CommitRequest) -> Manifest:
+        """Compare roots and make the point. Until the manifest is prepared a failure leaves the session open."""
+        if len(request.roots) != len(session.heads):
+            raise BadMessage(f"{len(request.roots)} roots cannot commit {len(session.heads)} volumes")
+        with session.committing():
+            for head in session.heads:
+                head.flush()
+            roots = [head.digests.root() for head in session.heads]
+            for declared, asked, found in zip(session.declared, request.roots, roots, strict=True):
+                if asked != found.hex():
+                    raise RootMismatch(f"{declared.path}: the receiver holds {found.hex()[:16]}, not {asked[:16]}")
+            manifest = Manifest(
+                point=self._point(session, request, roots),
+                server_id=session.server_id,
+                tenant=session.tenant,
+                parent=session.parent,
+            )
+            self.archive.prepare(manifest, [head.digests for head in session.heads])
+            session.finish()
+        # From here on there will be a point: if this fails, the next push or start carries it on.
+        try:
+            for head in session.heads:
+                head.close()
+            self.archive.complete(manifest)
+            self._rows.add(manifest)
+        finally:
+            self.sessions.drop(session, "it was committed", remember=False)
+        log.info("point %s of %s: root %s", session.id, session.server_name, manifest.point.root)
+        return manifest
+
+    def close_session(self, session: PushSession, because: str, *, remember: bool = True) -> None:
+        """End it without a point. What it brought stays in the working state."""
+        session.end(because)
+        for head in session.heads:
+            head.close()
+        self.sessions.drop(session, because, remember=remember)
+        log.info("push %s of %s ended: %s", session.id, session.server_name, because)
+
+    def finish_interrupted(self, server_id: str) -> None:
+        """Carry on what a crash or a full disk cut, so that the newest point is what the next push builds on."""
+        for manifest in self.archive.recover(server_id):
+            self._rows.add(manifest)
+
+    def _point(self, session: PushSession, request: CommitRequest, roots: list[bytes]) -> Point:
+        taken_at = datetime.fromtimestamp(self._now(), UTC) - timedelta(seconds=max(0.0, request.age_seconds))
+        return Point(
+            id=session.id,
+            server=session.server_name,
+            taken_at=taken_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            consistency=_one_of(request.consistency, ("crash", "application"), "consistency"),
+            completeness=_one_of(request.completeness, ("tracked", "scanned"), "completeness"),
+            root=point_root(roots).hex(),
+            size_bytes=sum(volume.size_bytes for volume in session.declared),
+            sent_bytes=request.sent_bytes,
+            epoch=session.epoch,
+            label=request.label,
+            volumes=[
+                PointVolume(path=v.path, size_bytes=v.size_bytes, block_bytes=v.block_bytes, root=root.hex())
+                for v, root in zip(session.declared, roots, strict=True)
+            ],
+        )
+
+    def _open_heads(self, server_id: str, grids: list[BlockGrid]) -> tuple[str | None, list[Head]]:
+        """The newest point's id, and every volume's working state on top of it."""
+        newest = next(iter(self._rows.newest_first(server_id)), None)
+        manifest = self.archive.manifest(server_id, newest.id) if newest else None
+        heads: list[Head] = []
+        try:
+            for index, grid in enumerate(grids):
+                base = None
+                if manifest is not None and index < len(manifest.point.volumes):
+                    digests = self.archive.digests(manifest, index)
+                    base = (digests.grid, digests.run(range(digests.grid.count)))
+                cache = self._folder / server_id / f"{index}.digests"
+                heads.append(Head.open(self._site, VolumeKey(server_id, index), grid, base, cache))
+        except BaseException:
+            for head in heads:
+                head.close()
+            raise
+        return (newest.id if newest else None), heads
+
+    def _check_space(self) -> None:
+        free = self._site.free_bytes()
+        if free < self._reserve_bytes:
+            raise StorageFull(
+                f"the recovery site has {free >> 20} MiB left, less than the {self._reserve_bytes >> 20} MiB in reserve"
+            )
+
+
+def new_point_id() -> str:
+    """`pt-` and ten characters that are hard to mistake for one another when read out on a telephone."""
+    return "pt-" + "".join(secrets.choice("23456789abcdefghjkmnpqrstuvwxyz") for _ in range(10))
+
+
+def _grids(volumes: list[VolumeDeclaration]) -> list[BlockGrid]:
+    if not 0 < len(volumes) <= MAX_VOLUMES:
+        raise BadMessage(f"a push of {len(volumes)} volumes; 1 to {MAX_VOLUMES} are possible")
+    if len({volume.path for volume in volumes}) != len(volumes):
+        raise BadMessage("one volume is named twice")
+    return [BlockGrid(volume.size_bytes, volume.block_bytes) for volume in volumes]
+
+
+def _head(session: PushSession, volume: int) -> Head:
+    if not 0 <= volume < len(session.heads):
+        raise NotFound(f"push {session.id} has no volume {volume}")
+    return session.heads[volume]
+
+
+def _one_of(value: str, allowed: tuple[str, ...], name: str) -> str:
+    if value not in allowed:
+        raise BadMessage(f"{name} is {value!r}, and should be one of {', '.join(allowed)}")
+    return value
