@@ -1,6 +1,7 @@
 """What runs need from the rest of the service, besides the site. The service implements it over its store.
 
 All calls block, and all may be repeated for the same run: the second call finds the first one's work and says so.
+A `run_id` or `request_id` is only a key to tell a repetition by: an ended run takes a handover back as `RUN.end`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ class Server:
     """A protected server as recovery sees it. `state`: protected | failed_over | failing_back.
 
     `owner` is the machine id (hardware UUID) that may push for this identity now; None: whoever comes first.
+    `last_seen_seconds` is how long ago the owner last made contact; None: never.
     """
 
     id: str

@@ -2,11 +2,16 @@
 
 A message is a JSON object. Fields this version does not know are ignored, so that either side may be newer;
 fields it needs and does not find are a BadMessage that names them. Both sides send `Understudy-Protocol: 1`.
+
+JSON can say more than can be kept: numbers without bounds, halves of characters. What comes in is kept for long (in
+signed manifests, in the database), so whatever could not be read back is refused here, before anything is done with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -18,6 +23,8 @@ PROTOCOL_VERSION = 1
 VERSION_HEADER = "Understudy-Protocol"
 MAX_JSON_BYTES = 4 << 20
 MAX_VOLUMES = 128  # what one EC2 instance can have attached
+MAX_DEPTH = 32
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 T = TypeVar("T")
 
@@ -217,8 +224,31 @@ def _checked(hint: Any, value: Any, label: str) -> Any:
         return from_json(typing.cast("type[Any]", hint), value, label)
     expected = dict if origin is dict else hint
     if expected is float and type(value) is int:
+        _check_storable(value, label)  # float() has no place for any whole number either
         return float(value)
     # bool is an int to Python, and not to us
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise BadMessage(f"{label} should be {expected.__name__}, and is {type(value).__name__}")
+    _check_storable(value, label)
     return value
+
+
+def _check_storable(value: Any, label: str, depth: int = 0) -> None:
+    """Raise BadMessage for what a database or a file could not give back as it was."""
+    if depth > MAX_DEPTH:
+        raise BadMessage(f"{label} is nested deeper than {MAX_DEPTH}")
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _check_storable(key, label, depth + 1)
+            _check_storable(entry, label, depth + 1)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_storable(entry, label, depth + 1)
+    elif isinstance(value, str):
+        if _NO_TEXT.search(value):
+            raise BadMessage(f"{label} holds what is no text")
+    elif isinstance(value, int):
+        if not -(1 << 63) <= value < 1 << 63:
+            raise BadMessage(f"{label} is a number of more than 64 bits")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadMessage(f"{label} is no finite number")

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from aiohttp import web
 
-from agent.protocol.errors import BadFrame, BadMessage
+from agent.protocol.errors import BadFrame, BadMessage, TransportError
 from agent.protocol.frames import MAX_BLOCKS, MAX_PLAIN_BYTES, head_bytes
 from agent.protocol.messages import (
     MAX_JSON_BYTES,
@@ -151,14 +151,17 @@ class ReceiverHttp:
 
 
 async def read_body(request: web.Request, limit_bytes: int) -> bytearray:
-    """The whole body, piece by piece as it comes. Raises BadFrame as soon as it is over the limit."""
+    """The whole body, piece by piece as it comes. Raises BadFrame as soon as it is over the limit, TransportError."""
     if request.content_length is not None and request.content_length > limit_bytes:
         raise BadFrame(f"a body of {request.content_length} bytes is over the limit of {limit_bytes}")
     body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > limit_bytes:
-            raise BadFrame(f"the body is over the limit of {limit_bytes} bytes")
+    try:
+        async for chunk in request.content.iter_any():
+            body += chunk
+            if len(body) > limit_bytes:
+                raise BadFrame(f"the body is over the limit of {limit_bytes} bytes")
+    except ConnectionError:
+        raise TransportError(f"the line was cut after {len(body)} bytes of the body") from None
     return body
 
 

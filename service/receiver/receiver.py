@@ -33,6 +33,10 @@ from service.receiver.session import PushSession, SessionRegistry
 
 IDLE_SECONDS = 300.0
 """After so long without a request a session's volumes are closed; what it sent is kept."""
+MAX_LABEL_CHARACTERS = 500
+MAX_PATH_CHARACTERS = 4096
+MAX_AGE_SECONDS = 30 * 86_400.0
+"""No push takes as long from the instant that its point shows to its commit."""
 DEFAULT_RESERVE_BYTES = 256 << 20
 """Space that pushes leave free at the site, so that the database and running instances can go on."""
 
@@ -176,6 +180,7 @@ class Receiver:
         """Compare roots and make the point. Until the manifest is prepared a failure leaves the session open."""
         if len(request.roots) != len(session.heads):
             raise BadMessage(f"{len(request.roots)} roots cannot commit {len(session.heads)} volumes")
+        _check_commit(request)
         with session.committing():
             for head in session.heads:
                 head.flush()
@@ -269,9 +274,18 @@ def new_point_id() -> str:
 def _grids(volumes: list[VolumeDeclaration]) -> list[BlockGrid]:
     if not 0 < len(volumes) <= MAX_VOLUMES:
         raise BadMessage(f"a push of {len(volumes)} volumes; 1 to {MAX_VOLUMES} are possible")
+    if not all(0 < len(volume.path) <= MAX_PATH_CHARACTERS for volume in volumes):
+        raise BadMessage(f"a volume's path needs 1 to {MAX_PATH_CHARACTERS} characters")
     if len({volume.path for volume in volumes}) != len(volumes):
         raise BadMessage("one volume is named twice")
     return [BlockGrid(volume.size_bytes, volume.block_bytes) for volume in volumes]
+
+
+def _check_commit(request: CommitRequest) -> None:
+    if not -MAX_AGE_SECONDS < request.age_seconds < MAX_AGE_SECONDS:
+        raise BadMessage(f"an instant {request.age_seconds:g} seconds ago is no age of a recovery point")
+    if len(request.label or "") > MAX_LABEL_CHARACTERS:
+        raise BadMessage(f"the label is longer than {MAX_LABEL_CHARACTERS} characters", "shorten it")
 
 
 def _head(session: PushSession, volume: int) -> Head:

@@ -1,0 +1,1 @@
+"""The application that runs on the demonstration's server."""

@@ -1,0 +1,268 @@
+"""Performs runs: step after step, stored before and after, each in a thread of its own, and after a crash goes on.
+
+Nothing that matters is in memory: every turn of a run's thread begins by reading the run from the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+
+from agent.protocol.errors import Conflict, InternalError, NotFound, UnderstudyError
+from recovery.actions import ACTIONS, Interrupted, StepContext
+from recovery.checks import booted_servers, home_servers, refuse_conflict
+from recovery.clock import Clock, SystemClock
+from recovery.control import Control
+from recovery.ending import refuse_end, undo
+from recovery.runs import Run, RunKind, RunState, RunStore, Step, StepState
+from recovery.sites.contract import Site
+
+AGAIN_SECONDS = 5.0
+"""Until what must not be given up (a store that does not answer, a removal) is tried again."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Active:
+    """A run that has a thread. `interrupt` makes a waiting step give way."""
+
+    thread: threading.Thread
+    interrupt: threading.Event = field(default_factory=threading.Event)
+
+
+class Executor:
+    """Call from any thread. One executor a store: two would perform the same runs twice."""
+
+    def __init__(self, store: RunStore, site: Site, control: Control, clock: Clock | None = None) -> None:
+        self._store = store
+        self._site = site
+        self._control = control
+        self._clock: Clock = clock or SystemClock()
+        self._active: dict[str, _Active] = {}
+        self._stopping = threading.Event()
+        # Guards `_active` and each change of a run's state, so that an end is never overtaken by a success.
+        self._lock = threading.Lock()
+
+    # --- what the service calls ------------------------------------------------------------------------------------
+
+    def start(self, run: Run) -> None:
+        """Store the run and begin it. Raises Conflict when another run has the server already."""
+        with self._lock:
+            refuse_conflict(run, self._store.runs(run.tenant))
+            self._store.add(run)
+            self._spawn(run.id)
+            self._audit(run, "started")  # last: a run that is stored must not lack a thread
+
+    def resume(self) -> list[str]:
+        """After a start of the service: go on with all that was under way. Returns the runs' ids."""
+        with self._lock:
+            unfinished = [run.id for run in self._store.unfinished() if run.id not in self._active]
+            for run_id in unfinished:
+                self._spawn(run_id)
+        return unfinished
+
+    def retry(self, run_id: str) -> None:
+        """Go on with a failed run at the step that failed. Raises NotFound, Conflict."""
+        with self._lock:
+            run = self._store.get(run_id)
+            if run.state is not RunState.FAILED:
+                raise Conflict(f"{run_id} is {run.state}", "only a failed run can be tried again")
+            for position in _steps_to_retry(run):
+                step = run.steps[position]
+                fresh = Step(name=step.name, action=step.action, args=step.args)
+                self._store.save_step(run_id, position, fresh)
+            self._store.save_state(run_id, RunState.RUNNING, None)
+            if run_id not in self._active:
+                self._spawn(run_id)
+            self._audit(run, "tried again")
+
+    def end(self, run_id: str, *, force: bool = False) -> None:
+        """Begin to remove all that the run made; wait() tells when it has. Ended already: does nothing.
+
+        Raises NotFound, and Conflict (saying what would be lost) unless forced."""
+        with self._lock:
+            run = self._store.get(run_id)
+            if run.state is RunState.ENDED:
+                return
+            active = self._active.get(run_id)
+            begins = run.state is not RunState.ENDING
+            if begins:
+                refuse_end(run, self._store.runs(run.tenant), self._control, force=force)
+                self._store.save_state(run_id, RunState.ENDING, run.ended_at)
+                if active is not None:
+                    active.interrupt.set()
+            if active is None:
+                self._spawn(run_id)
+            if begins:
+                self._audit(run, "is being ended")
+
+    def wait(self, run_id: str, timeout_seconds: float | None = None) -> Run:
+        """The run, once nothing is being done about it or the time is over."""
+        with self._lock:
+            active = self._active.get(run_id)
+        if active is not None:
+            active.thread.join(timeout_seconds)
+        return self._store.get(run_id)
+
+    def stop(self, timeout_seconds: float = 10.0) -> None:
+        """The service ends: threads give way, runs stay as they are, and resume() goes on with them."""
+        self._stopping.set()
+        with self._lock:
+            threads = [active.thread for active in self._active.values()]
+            for active in self._active.values():
+                active.interrupt.set()
+        for thread in threads:
+            thread.join(timeout_seconds)
+
+    # --- a run's thread --------------------------------------------------------------------------------------------
+
+    def _spawn(self, run_id: str) -> None:
+        interrupt = threading.Event()
+        # daemon: a site's call that hangs must not keep the service from ending; the step is repeatable
+        thread = threading.Thread(target=self._drive, args=(run_id, interrupt), name=run_id, daemon=True)
+        self._active[run_id] = _Active(thread=thread, interrupt=interrupt)
+        thread.start()
+
+    def _drive(self, run_id: str, interrupt: threading.Event) -> None:
+        while not self._at_rest(run_id, interrupt):
+            try:
+                run = self._store.get(run_id)
+                if run.state is RunState.RUNNING:
+                    self._perform(run, interrupt)
+                elif run.state is RunState.ENDING:
+                    self._end(run, interrupt)
+            except Interrupted:
+                continue
+            except Exception:
+                # The store failed: forget the position, and ask it again.
+                log.exception("run %s: cannot go on for now", run_id)
+                self._clock.wait(interrupt, AGAIN_SECONDS)
+
+    def _at_rest(self, run_id: str, interrupt: threading.Event) -> bool:
+        """Is there nothing left to do? Then the thread has left `_active`, and who comes next starts a new one."""
+        with self._lock:
+            if not self._stopping.is_set():
+                interrupt.clear()
+                try:
+                    if self._store.get(run_id).state in (RunState.RUNNING, RunState.ENDING):
+                        return False
+                except NotFound:
+                    log.warning("run %s is not in the store any more", run_id)
+                except Exception:
+                    log.exception("run %s: the store does not answer", run_id)
+                    return False
+            del self._active[run_id]
+            return True
+
+    def _perform(self, run: Run, interrupt: threading.Event) -> None:
+        for position, step in enumerate(run.steps):
+            if step.state is StepState.DONE:
+                continue
+            if interrupt.is_set():
+                raise Interrupted
+            if step.state is StepState.FAILED or not self._perform_step(run, position, interrupt):
+                self._conclude(run, RunState.FAILED)
+                return
+        if run.kind is RunKind.FAILBACK:
+            self._close_failover(run)
+        self._conclude(run, RunState.SUCCEEDED)
+
+    def _perform_step(self, run: Run, position: int, interrupt: threading.Event) -> bool:
+        """Returns whether the step reached its goal. Raises Interrupted, with the step left RUNNING."""
+        step = run.steps[position]
+
+        def save() -> None:
+            self._store.save_step(run.id, position, step)
+
+        def say(waits_for: str | None) -> None:
+            if step.waits_for != waits_for:
+                step.waits_for = waits_for
+                save()
+
+        if step.started_at is None:
+            step.started_at = self._clock.now()
+        step.state = StepState.RUNNING
+        save()
+        context = StepContext(
+            run=run,
+            position=position,
+            site=self._site,
+            control=self._control,
+            clock=self._clock,
+            interrupt=interrupt,
+            say=say,
+        )
+        try:
+            step.result = ACTIONS[step.action](context)
+            step.state = StepState.DONE
+        except Interrupted:
+            raise
+        except UnderstudyError as error:
+            step.error = str(error)
+            step.state = StepState.FAILED
+        except Exception as error:
+            log.exception("run %s: step %r failed in an unexpected way", run.id, step.name)
+            step.error = str(InternalError(f"{type(error).__name__}: {error}"))
+            step.state = StepState.FAILED
+        step.waits_for = None
+        step.ended_at = self._clock.now()
+        save()
+        return step.state is StepState.DONE
+
+    def _conclude(self, run: Run, state: RunState) -> None:
+        with self._lock:
+            if self._store.get(run.id).state is RunState.RUNNING:  # and not being ended meanwhile
+                self._store.save_state(run.id, state, self._clock.now())
+                self._audit(run, state)
+
+    def _close_failover(self, failback: Run) -> None:
+        """A failover whose servers are all home has nothing left: it has ended."""
+        if failback.failover_run is None:
+            return
+        with self._lock:
+            failover = self._store.get(failback.failover_run)
+            home = home_servers(failover, self._store.runs(failover.tenant))
+            if failover.state is not RunState.ENDED and booted_servers(failover).keys() <= home:
+                self._store.save_state(failover.id, RunState.ENDED, self._clock.now())
+
+    def _end(self, run: Run, interrupt: threading.Event) -> None:
+        for position, step in enumerate(run.steps):
+            if step.state is StepState.RUNNING:
+                step.state, step.ended_at = StepState.FAILED, self._clock.now()
+                step.error, step.waits_for = "called off: the run was ended", None
+                self._store.save_step(run.id, position, step)
+        last = len(run.steps) - 1
+        try:
+            undo(run, self._store.runs(run.tenant), self._site, self._control, self._clock, interrupt)
+        except UnderstudyError as error:
+            # It must not be given up: what is left behind costs money and gets in the way.
+            log.warning("run %s: cannot be ended yet: %s", run.id, error)
+            run.steps[last].waits_for = f"the removal of what the run made, tried again and again: {error}"
+            self._store.save_step(run.id, last, run.steps[last])
+            self._clock.wait(interrupt, AGAIN_SECONDS)
+            return
+        if run.steps[last].waits_for is not None:
+            run.steps[last].waits_for = None
+            self._store.save_step(run.id, last, run.steps[last])
+        if run.kind is RunKind.FAILBACK:
+            self._close_failover(run)
+        with self._lock:
+            self._store.save_state(run.id, RunState.ENDED, self._clock.now())
+            self._audit(run, RunState.ENDED)
+
+    def _audit(self, run: Run, what: str) -> None:
+        self._control.audit(run.tenant, f"run.{run.kind}", f"{run.id} of {run.plan}: {what}")
+
+
+def _steps_to_retry(run: Run) -> list[int]:
+    """The failed step; for a gate the launch before it too, which starts an instance that has died anew."""
+    failed = [position for position, step in enumerate(run.steps) if step.state is StepState.FAILED]
+    instances = {run.steps[position].args["instance_id"] for position in failed if run.steps[position].action == "gate"}
+    launches = [
+        position
+        for position, step in enumerate(run.steps)
+        if step.action == "launch" and step.args["instance_id"] in instances
+    ]
+    return sorted(launches + failed)

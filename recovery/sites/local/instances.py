@@ -1,0 +1,247 @@
+"""Instances: a folder each, with what was asked for, its own volumes and its QEMU's files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from agent.protocol.errors import Conflict, NotFound, SiteError
+from recovery.sites.contract import Extent, Instance, InstanceSpec, InstanceState, NetworkMode, VolumeKey
+from recovery.sites.local import qcow2
+from recovery.sites.local.durable import check_name, make_folder, storage_errors, sync_folder, write_file
+from recovery.sites.local.qemu import CONSOLE, Machine, available_memory_mib, free_port
+from recovery.sites.local.volume_io import LocalVolumeIO
+
+_SPEC = "spec.json"
+_HOST = "127.0.0.1"
+_PORT_TRIES = 5
+# Terminal escapes (colours, cursor), and control characters but for newline and tab.
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-_]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class Snapshots(Protocol):
+    """What instances need of the replica volumes."""
+
+    def existing_point(self, key: VolumeKey, point_id: str) -> Path: ...
+
+    def unchanged(self, keys: list[VolumeKey]) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """spec.json: what was asked for, and the ports chosen (guest -> host)."""
+
+    spec: InstanceSpec
+    host_ports: Mapping[int, int]
+
+    def to_bytes(self) -> bytes:
+        document = asdict(self.spec) | {"host_ports": dict(self.host_ports)}
+        return json.dumps(document, indent=1).encode()
+
+    @staticmethod
+    def from_bytes(content: bytes) -> _Record:
+        document: dict[str, Any] = json.loads(content)
+        host_ports = {int(guest): host for guest, host in document.pop("host_ports").items()}
+        document["ports"] = {int(guest): host for guest, host in document["ports"].items()}
+        document["network"] = NetworkMode(document["network"])
+        document["points"] = [(VolumeKey(**key), point) for key, point in document["points"]]
+        return _Record(InstanceSpec(**document), host_ports)
+
+
+class Instances:
+    """See the Site contract. `accel` gives the accelerator when the first instance starts."""
+
+    def __init__(self, root: Path, snapshots: Snapshots, accel: Callable[[], str]) -> None:
+        self._folder = root / "instances"
+        self._snapshots = snapshots
+        self._accel = accel
+        self._launching = threading.Lock()
+        self._open: set[LocalVolumeIO] = set()
+
+    def launch(self, spec: InstanceSpec) -> Instance:
+        with self._launching, storage_errors(f"launch instance {spec.instance_id}"):
+            record = self._record(spec.instance_id)
+            if record is None:
+                record = self._prepare(spec)
+            elif record.spec.points != list(spec.points) or record.spec.machine_id != spec.machine_id:
+                raise Conflict(f"instance {spec.instance_id} was launched from other points already", "end it first")
+            machine = self._machine(spec.instance_id)
+            if machine.pid() is None:
+                self._make_volumes(record.spec, machine)
+                self._start(record, machine)
+        return self.watch(spec.instance_id)
+
+    def watch(self, instance_id: str) -> Instance:
+        with storage_errors(f"watch instance {instance_id}"):
+            record = self._record(instance_id)
+            if record is None:
+                return Instance(
+                    instance_id=instance_id, run_id="", server_id="", state=InstanceState.GONE, machine_id=""
+                )
+            machine = self._machine(instance_id)
+            detail = ""
+            if machine.pid() is not None:
+                state = InstanceState.RUNNING
+            elif machine.was_started:
+                state = InstanceState.STOPPED
+                detail = machine.last_words() or "the guest switched itself off"
+            else:
+                state = InstanceState.PENDING
+                detail = "its start was cut off, or failed; launch it again"
+        return Instance(
+            instance_id=instance_id,
+            run_id=record.spec.run_id,
+            server_id=record.spec.server_id,
+            state=state,
+            machine_id=record.spec.machine_id,
+            addresses={guest: (_HOST, host) for guest, host in record.host_ports.items()},
+            network=record.spec.network,
+            detail=detail,
+        )
+
+    def console(self, instance_id: str, last_bytes: int) -> str:
+        with storage_errors(f"read the console of {instance_id}"):
+            try:
+                with open(self._machine(instance_id).folder / CONSOLE, "rb") as console:
+                    console.seek(max(0, console.seek(0, os.SEEK_END) - last_bytes))
+                    written = console.read(last_bytes)
+            except FileNotFoundError:
+                return ""
+        return _CONTROL.sub("", written.decode(errors="replace"))
+
+    def stop(self, instance_id: str) -> None:
+        self._existing(instance_id)
+        machine = self._machine(instance_id)
+        if machine.pid() is not None:
+            machine.power_down()
+
+    def end(self, instance_id: str) -> None:
+        machine = self._machine(instance_id)
+        with self._launching, storage_errors(f"end instance {instance_id}"):
+            machine.kill()
+            if machine.folder.exists():
+                # renamed first: an instance is there whole, or not at all
+                gone = machine.folder.with_name(f".{instance_id}.gone")
+                shutil.rmtree(gone, ignore_errors=True)
+                machine.folder.rename(gone)
+                sync_folder(self._folder)
+                shutil.rmtree(gone)
+
+    def all(self) -> list[Instance]:
+        found = (self.watch(instance_id) for instance_id in self._ids())
+        return [instance for instance in found if instance.state is not InstanceState.GONE]
+
+    def changes(self, instance_id: str, index: int) -> list[Extent]:
+        path = self._existing_volume(instance_id, index)
+        machine = self._machine(instance_id)
+        if machine.pid() is not None:
+            machine.write_out_metadata(index)
+        return qcow2.allocated(path)
+
+    def open_volume(self, instance_id: str, index: int) -> LocalVolumeIO:
+        path = self._existing_volume(instance_id, index)
+        with self._launching:
+            if self._machine(instance_id).pid() is not None:
+                raise Conflict(f"instance {instance_id} runs", "stop it first, and wait until it has")
+            io = LocalVolumeIO(path, writable=False, on_close=lambda: self._open.discard(io))
+            self._open.add(io)
+            return io
+
+    def close_volumes(self) -> None:
+        """Close what callers left open; the instances go on."""
+        for io in list(self._open):
+            io.close()
+
+    def points_in_use(self, key: VolumeKey) -> set[str]:
+        records = (self._record(instance_id) for instance_id in self._ids())
+        return {point for record in records if record for used, point in record.spec.points if used == key}
+
+    def complete_ends(self) -> None:
+        """What a crash cut off: folders that were being made or removed."""
+        for left in [*self._folder.glob(".*.gone"), *self._folder.glob(".*.making")]:
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _prepare(self, spec: InstanceSpec) -> _Record:
+        """From here on the instance exists, and its points cannot be deleted."""
+        available = available_memory_mib()
+        if available < spec.memory_mib:
+            raise SiteError(
+                f"instance {spec.instance_id} needs {spec.memory_mib} MiB of memory, this machine has {available} left",
+                "end other instances, or give it less memory in the plan",
+            )
+        record = _Record(spec, {guest: host or free_port() for guest, host in spec.ports.items()})
+        making = self._folder / f".{check_name(spec.instance_id, 'an instance')}.making"
+        with self._snapshots.unchanged([key for key, _ in spec.points]):
+            for key, point_id in spec.points:
+                self._snapshots.existing_point(key, point_id)
+            make_folder(self._folder)
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir()
+            write_file(making / _SPEC, record.to_bytes())
+            making.rename(self._folder / spec.instance_id)
+            sync_folder(self._folder)
+        return record
+
+    def _make_volumes(self, spec: InstanceSpec, machine: Machine) -> None:
+        for index, (key, point_id) in enumerate(spec.points):
+            path = machine.volume(index)
+            if not path.exists():
+                point = self._snapshots.existing_point(key, point_id)
+                qcow2.create(path, qcow2.read_header(point).size_bytes, os.path.relpath(point, path.parent))
+
+    def _start(self, record: _Record, machine: Machine) -> None:
+        accel = self._accel()
+        for tries_left in reversed(range(_PORT_TRIES)):
+            try:
+                return machine.start(record.spec, record.host_ports, accel)
+            except SiteError as error:
+                if machine.pid() is not None:
+                    return None  # begun by a service that was killed just then
+                mine = [guest for guest, asked in record.spec.ports.items() if asked == 0]
+                if not tries_left or not mine or "forwarding rule" not in error.message:
+                    raise
+            # somebody else took a port that we had chosen: choose again
+            record = _Record(record.spec, {**record.host_ports, **{guest: free_port() for guest in mine}})
+            write_file(machine.folder / _SPEC, record.to_bytes())
+        return None
+
+    def _ids(self) -> list[str]:
+        with storage_errors("list the instances"):
+            if not self._folder.is_dir():
+                return []
+            return sorted(path.name for path in self._folder.iterdir() if not path.name.startswith("."))
+
+    def _machine(self, instance_id: str) -> Machine:
+        return Machine(self._folder / check_name(instance_id, "an instance"))
+
+    def _record(self, instance_id: str) -> _Record | None:
+        path = self._machine(instance_id).folder / _SPEC
+        try:
+            return _Record.from_bytes(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise SiteError(f"{path} is damaged", f"end the instance {instance_id}, and launch anew") from error
+
+    def _existing(self, instance_id: str) -> _Record:
+        with storage_errors(f"find instance {instance_id}"):
+            record = self._record(instance_id)
+        if record is None:
+            raise NotFound(f"there is no instance {instance_id}")
+        return record
+
+    def _existing_volume(self, instance_id: str, index: int) -> Path:
+        if not 0 <= index < len(self._existing(instance_id).spec.points):
+            raise NotFound(f"instance {instance_id} has no volume {index}")
+        path = self._machine(instance_id).volume(index)
+        if not path.exists():
+            raise NotFound(f"volume {index} of instance {instance_id} was not made yet", "launch the instance again")
+        return path

@@ -1,0 +1,169 @@
+"""One QEMU process: how it is called, started, found again and ended. It outlives the service."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from agent.protocol.errors import SiteError, ToolMissing
+from recovery.sites.contract import InstanceSpec, NetworkMode
+from recovery.sites.local import qmp
+from recovery.sites.local.accel import KVM
+from recovery.sites.local.tools import await_exit, command_line, kill, last_line, processes, tool
+
+QEMU = "qemu-system-x86_64"
+CONSOLE = "console.log"
+_LOG = "qemu.log"  # from when QEMU has read its arguments
+_START_LOG = "start.log"  # until then
+_MONITOR = "qmp.sock"
+_PID = "pid"
+_START_SECONDS = 60.0
+_EXIT_SECONDS = 2.0
+_FIRMWARE_FOLDER = Path("/usr/share/OVMF")
+_FIRMWARE = (("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"), ("OVMF_CODE.fd", "OVMF_VARS.fd"))
+
+
+class Machine:
+    """The QEMU process of one instance; all its files are in the instance's folder (absolute)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def volume(self, index: int) -> Path:
+        return self.folder / f"volume-{index}.qcow2"
+
+    @property
+    def was_started(self) -> bool:
+        return (self.folder / CONSOLE).exists()
+
+    def pid(self) -> int | None:
+        """Of the running process; the command line tells it from another that got the same pid."""
+        try:
+            pid = int((self.folder / _PID).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        arguments = command_line(pid)
+        if not arguments:
+            await_exit(pid, _EXIT_SECONDS)
+        return pid if self._is_ours(arguments) else None
+
+    def start(self, spec: InstanceSpec, host_ports: Mapping[int, int], accel: str) -> None:
+        """Start it in the background. Raises SiteError with QEMU's own words if it does not come up, ToolMissing."""
+        command = self._command(spec, host_ports, accel)
+        (self.folder / _LOG).unlink(missing_ok=True)
+        with open(self.folder / _START_LOG, "wb") as log:
+            try:
+                # QEMU's own -daemonize: its parent returns when all is set up, or failed
+                returned = subprocess.run(
+                    command,
+                    cwd=self.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    timeout=_START_SECONDS,
+                    check=False,
+                    start_new_session=True,
+                ).returncode
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise SiteError(f"instance {spec.instance_id} did not start in {_START_SECONDS:.0f} s") from None
+        if returned != 0:
+            reason = self.last_words() or f"exit code {returned}"
+            raise SiteError(f"instance {spec.instance_id} did not start: {reason}")
+
+    def kill(self) -> None:
+        """Every process of this instance, also one that has not written its pid file yet; returns when it is gone."""
+        for pid, arguments in processes():
+            if self._is_ours(arguments):
+                kill(pid, arguments)
+
+    def power_down(self) -> None:
+        """Press the power button. Raises SiteError."""
+        qmp.execute(self.folder / _MONITOR, "system_powerdown")
+
+    def write_out_metadata(self, index: int) -> None:
+        """What it holds in memory of a volume's qcow2 tables goes to the file, so that others can read them."""
+        qmp.execute(
+            self.folder / _MONITOR, "human-monitor-command", **{"command-line": f"qemu-io {_node(index)} flush"}
+        )
+
+    def last_words(self) -> str:
+        """The last line that QEMU wrote about itself since it was started."""
+        for name in (_LOG, _START_LOG):
+            try:
+                words = last_line((self.folder / name).read_text(errors="replace"))
+            except FileNotFoundError:
+                continue
+            if words:
+                return words.removeprefix(f"{QEMU}: ")
+        return ""
+
+    def _is_ours(self, arguments: list[str]) -> bool:
+        return bool(arguments) and Path(arguments[0]).name == QEMU and str(self.folder / _PID) in arguments
+
+    def _command(self, spec: InstanceSpec, host_ports: Mapping[int, int], accel: str) -> list[str]:
+        command = [tool(QEMU), "-nodefaults", "-no-user-config", "-name", spec.instance_id, "-uuid", spec.machine_id]
+        command += ["-machine", "q35", "-accel", KVM if accel == KVM else "tcg,thread=multi"]
+        command += ["-cpu", "host" if accel == KVM else "max"]
+        command += ["-smp", str(spec.cpus), "-m", f"{spec.memory_mib}M"]
+        command += ["-display", "none", "-vga", "std", "-device", "virtio-rng-pci"]
+        if spec.uefi:
+            command += self._firmware()
+        for index in range(len(spec.points)):
+            node = {
+                "driver": "qcow2",
+                "node-name": _node(index),
+                "discard": "unmap",
+                "file": {"driver": "file", "filename": str(self.volume(index)), "discard": "unmap"},
+            }
+            command += ["-blockdev", json.dumps(node)]
+            command += ["-device", f"virtio-blk-pci,drive={_node(index)},bootindex={index + 1}"]
+        network = "user,id=net0"
+        if spec.network is NetworkMode.ISOLATED:
+            network += ",restrict=on"
+        for guest_port, host_port in sorted(host_ports.items()):
+            network += f",hostfwd=tcp:127.0.0.1:{host_port}-:{guest_port}"
+        command += ["-netdev", network, "-device", "virtio-net-pci,netdev=net0"]
+        command += ["-chardev", f"file,id=console,path={CONSOLE},append=on", "-serial", "chardev:console"]
+        command += ["-qmp", f"unix:{_MONITOR},server=on,wait=off"]
+        # without -D nothing would be left of what QEMU says once it is in the background
+        return [*command, "-pidfile", str(self.folder / _PID), "-D", str(self.folder / _LOG), "-daemonize"]
+
+    def _firmware(self) -> list[str]:
+        """UEFI with variables of the instance's own."""
+        for code_name, variables_name in _FIRMWARE:
+            code, template = _FIRMWARE_FOLDER / code_name, _FIRMWARE_FOLDER / variables_name
+            if code.exists() and template.exists():
+                variables = self.folder / "uefi-variables.fd"
+                if not variables.exists():
+                    variables.write_bytes(template.read_bytes())
+                drives = []
+                for node, path, read_only in (("code", code, True), ("variables", variables, False)):
+                    file = {"driver": "file", "filename": str(path)}
+                    blockdev = {"driver": "raw", "node-name": node, "read-only": read_only, "file": file}
+                    drives += ["-blockdev", json.dumps(blockdev)]
+                return [*drives, "-machine", "pflash0=code,pflash1=variables"]
+        raise ToolMissing("the UEFI firmware for guests is not installed", "install it: apt-get install ovmf")
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def available_memory_mib() -> int:
+    """What this machine can still give to processes."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) // 1024
+    raise SiteError("/proc/meminfo does not say how much memory is available")
+
+
+def _node(index: int) -> str:
+    return f"volume{index}"

@@ -1,0 +1,176 @@
+"""The local site: replica volumes are qcow2 chains in a folder, instances are QEMU processes on this machine."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.protocol.errors import Conflict
+from recovery.sites.contract import Extent, Instance, InstanceSpec, Price, VolumeIO, VolumeKey
+from recovery.sites.local.accel import choose
+from recovery.sites.local.documents import Documents
+from recovery.sites.local.durable import make_folder, storage_errors
+from recovery.sites.local.instances import Instances
+from recovery.sites.local.tools import kill_left_behind
+from recovery.sites.local.volumes import Volumes
+
+_LOCK_SECONDS = 1.0
+
+
+class LocalSite:
+    """Implements `recovery.sites.contract.Site`. One process at a time has a folder; close() gives it back.
+
+    Finding the folder as a killed process left it, the constructor ends that process's storage daemons and completes
+    what it was deleting. Instances go on running. Raises Conflict (another process has the folder), StorageError.
+    """
+
+    def __init__(self, root: Path, *, accel: str | None = None) -> None:
+        """`accel`: `kvm` or `tcg`; None: UNDERSTUDY_ACCEL, else what works here."""
+        self._root = root.absolute()
+        self._forced_accel = accel
+        self._accel: str | None = None
+        self._accel_lock = threading.Lock()
+        with storage_errors(f"open the site's folder {self._root}"):
+            make_folder(self._root)
+            self._root = self._root.resolve()
+            self._lock: int | None = _lock(self._root)
+        self._documents = Documents(self._root)
+        self._volumes = Volumes(self._root, self._points_in_use)
+        self._instances = Instances(self._root, self._volumes, self._choose_accel)
+        try:
+            kill_left_behind(self._root)
+            self._instances.complete_ends()
+            self._volumes.complete_deletions()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        return "local"
+
+    def close(self) -> None:
+        """Close the volumes that are open and let another process have the folder. May be called twice."""
+        self._volumes.close()
+        self._instances.close_volumes()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # --- replica volumes -------------------------------------------------------------------------------------
+
+    def make_volume(self, key: VolumeKey, size_bytes: int) -> None:
+        self._volumes.make(key, size_bytes)
+
+    def open_volume(self, key: VolumeKey) -> VolumeIO:
+        return self._volumes.open(key)
+
+    def volume_exists(self, key: VolumeKey) -> bool:
+        return self._volumes.exists(key)
+
+    def changes(self, key: VolumeKey) -> list[Extent]:
+        return self._volumes.changes(key)
+
+    def revert(self, key: VolumeKey) -> None:
+        self._volumes.revert(key)
+
+    def snapshot(self, key: VolumeKey, point_id: str) -> None:
+        self._volumes.snapshot(key, point_id)
+
+    def open_snapshot(self, key: VolumeKey, point_id: str) -> VolumeIO:
+        return self._volumes.open_snapshot(key, point_id)
+
+    def snapshots(self, key: VolumeKey) -> list[str]:
+        return self._volumes.snapshots(key)
+
+    def delete_snapshot(self, key: VolumeKey, point_id: str) -> None:
+        self._volumes.delete_snapshot(key, point_id)
+
+    def delete_volume(self, key: VolumeKey) -> None:
+        self._volumes.delete(key)
+
+    def volumes(self) -> list[VolumeKey]:
+        return self._volumes.keys()
+
+    def snapshot_location(self, key: VolumeKey, point_id: str) -> str:
+        return str(self._volumes.existing_point(key, point_id))
+
+    def free_bytes(self) -> int:
+        with storage_errors("see how much space is left"):
+            return shutil.disk_usage(self._root).free
+
+    # --- documents -------------------------------------------------------------------------------------------
+
+    def write_document(self, server_id: str, name: str, content: bytes) -> None:
+        self._documents.write(server_id, name, content)
+
+    def read_document(self, server_id: str, name: str) -> bytes:
+        return self._documents.read(server_id, name)
+
+    def delete_document(self, server_id: str, name: str) -> None:
+        self._documents.delete(server_id, name)
+
+    def documents(self) -> Iterator[tuple[str, str]]:
+        return self._documents.names()
+
+    # --- instances -------------------------------------------------------------------------------------------
+
+    def launch(self, spec: InstanceSpec) -> Instance:
+        return self._instances.launch(spec)
+
+    def watch(self, instance_id: str) -> Instance:
+        return self._instances.watch(instance_id)
+
+    def console(self, instance_id: str, last_bytes: int = 65_536) -> str:
+        return self._instances.console(instance_id, last_bytes)
+
+    def stop(self, instance_id: str) -> None:
+        self._instances.stop(instance_id)
+
+    def end(self, instance_id: str) -> None:
+        self._instances.end(instance_id)
+
+    def instances(self) -> list[Instance]:
+        return self._instances.all()
+
+    def instance_changes(self, instance_id: str, index: int) -> list[Extent]:
+        return self._instances.changes(instance_id, index)
+
+    def open_instance_volume(self, instance_id: str, index: int) -> VolumeIO:
+        return self._instances.open_volume(instance_id, index)
+
+    def price(self, spec: InstanceSpec) -> Price:
+        return Price(memory_mib=spec.memory_mib, cpus=spec.cpus)
+
+    def _points_in_use(self, key: VolumeKey) -> set[str]:
+        return self._instances.points_in_use(key)
+
+    def _choose_accel(self) -> str:
+        with self._accel_lock:
+            if self._accel is None:
+                self._accel = choose(self._root, self._forced_accel)
+            return self._accel
+
+
+def _lock(root: Path) -> int:
+    """The descriptor that holds the folder's lock. Raises Conflict."""
+    descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    # A service that was killed while it started a tool leaves a child that holds the lock until it has become the tool.
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise Conflict(
+                    f"another process works in the site's folder {root}", "stop the other service first"
+                ) from None
+            time.sleep(0.02)
+        else:
+            return descriptor

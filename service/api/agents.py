@@ -1,0 +1,163 @@
+"""What agents ask for besides moving data: identity, heartbeat, commands."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from agent.protocol.errors import BadMessage, UnderstudyError
+from agent.protocol.messages import (
+    MAX_VOLUMES,
+    Command,
+    CommandResult,
+    EnrollReply,
+    EnrollRequest,
+    Hello,
+    HelloReply,
+    RenewRequest,
+    to_json,
+)
+from service.bell import Bell
+from service.identity.enrolment import Enrolment
+from service.identity.gatekeeper import AgentIdentity, Gatekeeper
+from service.identity.ownership import Claim, Decision, StandDown
+from service.receiver.http import read_message
+from service.store.audit import AuditStore
+from service.store.commands import CommandStore
+from service.store.rows import CommandRow, ServerRow
+from service.store.servers import ServerStore
+
+MAX_WAIT_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """How an agent stands at one look."""
+
+    server: ServerRow
+    decision: Decision
+    commands: list[CommandRow]
+
+
+class AgentHttp:
+    """Handlers under /agent/v1. `interval_seconds` is how often agents push of their own accord."""
+
+    def __init__(
+        self,
+        enrolment: Enrolment,
+        gatekeeper: Gatekeeper,
+        servers: ServerStore,
+        commands: CommandStore,
+        audit: AuditStore,
+        bell: Bell,
+        interval_seconds: int,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._enrolment = enrolment
+        self._gatekeeper = gatekeeper
+        self._servers = servers
+        self._commands = commands
+        self._audit = audit
+        self._bell = bell
+        self._interval_seconds = interval_seconds
+        self._now = now
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/agent/v1/enroll", self._enroll),
+            web.post("/agent/v1/renew", self._renew),
+            web.post("/agent/v1/hello", self._hello),
+            web.post("/agent/v1/commands/{command}", self._result),
+        ]
+
+    async def _enroll(self, request: web.Request) -> web.Response:
+        message = await read_message(request, EnrollRequest)
+
+        def enroll() -> EnrollReply:
+            reply = self._enrolment.enroll(message)
+            tenant = self._servers.get(reply.server_id).tenant
+            detail = f"{reply.server_name} ({reply.server_id}): machine {message.machine_id}, {message.hostname}"
+            self._audit.add(tenant, request.remote or "agent", "enroll", detail)
+            return reply
+
+        return web.json_response(to_json(await asyncio.to_thread(enroll)))
+
+    async def _renew(self, request: web.Request) -> web.Response:
+        caller = self._gatekeeper.agent_of(request)
+        message = await read_message(request, RenewRequest)
+        return web.json_response(
+            to_json(await asyncio.to_thread(self._enrolment.renew, caller.serial, message.csr_pem))
+        )
+
+    async def _hello(self, request: web.Request) -> web.Response:
+        caller = self._gatekeeper.agent_of(request)
+        hello = await read_message(request, Hello)
+        if len(hello.volumes) > MAX_VOLUMES:
+            raise BadMessage(f"{len(hello.volumes)} volumes; at most {MAX_VOLUMES} are possible")
+        standing = await asyncio.to_thread(self._arrive, caller, hello)
+        wait_seconds = min(hello.wait_seconds, MAX_WAIT_SECONDS)
+        if wait_seconds > 0 and not _is_news(standing):
+            # Ownership is looked at each time again: a failover must not wait for the agent's next hello.
+            def look() -> _Standing | None:
+                fresh = self._look(caller, hello)
+                return fresh if _is_news(fresh) else None
+
+            standing = await self._bell.news(look, wait_seconds) or standing
+        return web.json_response(to_json(self._reply(standing)))
+
+    async def _result(self, request: web.Request) -> web.Response:
+        caller = self._gatekeeper.agent_of(request)
+        result = await read_message(request, CommandResult)
+        if result.command != request.match_info["command"] or (result.point is None) == (result.error is None):
+            raise BadMessage("a command's result names that command, and either a point or an error")
+        error = None if result.error is None else str(UnderstudyError.from_json({"error": result.error}))
+        await asyncio.to_thread(
+            lambda: self._commands.finish(result.command, caller.server_id, point=result.point, error=error)
+        )
+        return web.json_response({})
+
+    def _arrive(self, caller: AgentIdentity, hello: Hello) -> _Standing:
+        """The owner made contact: write down what it says of itself."""
+        standing = self._look(caller, hello)
+        if isinstance(standing.decision, StandDown | Claim):
+            return standing
+
+        def seen(server: ServerRow) -> ServerRow:
+            return dataclasses.replace(
+                server,
+                last_seen_at=self._now(),
+                volumes=tuple(hello.volumes) or server.volumes,
+                inventory=server.inventory if hello.inventory is None else hello.inventory,
+            )
+
+        return dataclasses.replace(standing, server=self._servers.change(caller.server_id, seen))
+
+    def _look(self, caller: AgentIdentity, hello: Hello) -> _Standing:
+        # A machine that protects nothing (a repair target) does not take the identity from the one that does.
+        server, decision = self._gatekeeper.admit(
+            caller.server_id, hello.machine_id, caller.serial, claims=bool(hello.volumes)
+        )
+        takes = not isinstance(decision, StandDown | Claim)
+        return _Standing(server, decision, self._commands.deliver(server.id) if takes else [])
+
+    def _reply(self, standing: _Standing) -> HelloReply:
+        stand_down = None
+        if isinstance(standing.decision, StandDown):
+            stand_down = f"{standing.decision.reason} ({standing.decision.hint})"
+        return HelloReply(
+            server_id=standing.server.id,
+            server_name=standing.server.name,
+            epoch=standing.server.epoch,
+            interval_seconds=self._interval_seconds,
+            stand_down=stand_down,
+            commands=[Command(id=row.id, kind=row.kind, label=row.label) for row in standing.commands],
+        )
+
+
+def _is_news(standing: _Standing) -> bool:
+    return bool(standing.commands) or isinstance(standing.decision, StandDown)

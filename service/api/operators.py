@@ -1,0 +1,221 @@
+"""What operators ask for: servers, points, tokens, commands. Everything belongs to `?tenant=` (default: default)."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+
+from agent.protocol.errors import NotFound, UsageError
+from agent.protocol.messages import Point, to_json
+from recovery.plans import parse_plan
+from service.bell import Bell
+from service.identity.enrolment import TOKEN_HOURS, Enrolment
+from service.receiver.http import read_message
+from service.store.audit import AuditStore
+from service.store.commands import CommandStore
+from service.store.plans import PlanStore
+from service.store.points import PointStore
+from service.store.rows import DEFAULT_TENANT, CommandProgress, CommandRow, ServerRow
+from service.store.servers import ServerStore
+
+MAX_WAIT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenWanted:
+    tenant: str = DEFAULT_TENANT
+    name: str | None = None
+    expires_hours: float = TOKEN_HOURS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointWanted:
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanText:
+    text: str
+
+
+class OperatorHttp:
+    """Handlers under /api/v1, but for runs. `public_url` is where agents reach the service."""
+
+    def __init__(
+        self,
+        enrolment: Enrolment,
+        servers: ServerStore,
+        points: PointStore,
+        commands: CommandStore,
+        plans: PlanStore,
+        audit: AuditStore,
+        bell: Bell,
+        public_url: str,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._enrolment = enrolment
+        self._servers = servers
+        self._points = points
+        self._commands = commands
+        self._plans = plans
+        self._audit = audit
+        self._bell = bell
+        self._public_url = public_url
+        self._now = now
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/api/v1/enroll-tokens", self._enroll_token),
+            web.get("/api/v1/servers", self._list_servers),
+            web.get("/api/v1/servers/{name}", self._server),
+            web.get("/api/v1/servers/{name}/points", self._server_points),
+            web.post("/api/v1/servers/{name}/take", self._take),
+            web.get("/api/v1/points/{point}", self._point),
+            web.get("/api/v1/commands/{command}", self._command),
+            web.get("/api/v1/plans", self._list_plans),
+            web.get("/api/v1/plans/{name}", self._plan),
+            web.put("/api/v1/plans/{name}", self._put_plan),
+        ]
+
+    async def _enroll_token(self, request: web.Request) -> web.Response:
+        wanted = await read_message(request, TokenWanted)
+
+        def issue() -> dict[str, Any]:
+            issued = self._enrolment.issue_token(wanted.tenant, wanted.name, wanted.expires_hours)
+            self._audit.add(wanted.tenant, "operator", "enroll-token", f"for {wanted.name or 'any server'}")
+            return {
+                "token": issued.token.text,
+                "ca_fingerprint": issued.token.ca_fingerprint,
+                "expires_at": iso_time(issued.expires_at),
+                "command": f"understudy-agent enroll {self._public_url} {issued.token.text}",
+            }
+
+        return web.json_response(await asyncio.to_thread(issue))
+
+    async def _list_servers(self, request: web.Request) -> web.Response:
+        tenant = tenant_of(request)
+
+        def look() -> list[dict[str, Any]]:
+            newest = self._points.newest(tenant)
+            return [self._server_json(row, newest.get(row.id)) for row in self._servers.all(tenant)]
+
+        return web.json_response(await asyncio.to_thread(look))
+
+    async def _server(self, request: web.Request) -> web.Response:
+        tenant, name = tenant_of(request), request.match_info["name"]
+
+        def look() -> dict[str, Any]:
+            row = self._servers.by_name(tenant, name)
+            return self._server_json(row, self._points.newest(tenant).get(row.id)) | {"inventory": row.inventory}
+
+        return web.json_response(await asyncio.to_thread(look))
+
+    async def _server_points(self, request: web.Request) -> web.Response:
+        tenant, name = tenant_of(request), request.match_info["name"]
+
+        def look() -> list[dict[str, Any]]:
+            return [to_json(point) for point in self._points.newest_first(self._servers.by_name(tenant, name).id)]
+
+        return web.json_response(await asyncio.to_thread(look))
+
+    async def _point(self, request: web.Request) -> web.Response:
+        found = await asyncio.to_thread(self._points.get, request.match_info["point"], tenant_of(request))
+        return web.json_response(to_json(found.point))
+
+    async def _take(self, request: web.Request) -> web.Response:
+        tenant, name = tenant_of(request), request.match_info["name"]
+        wanted = await read_message(request, PointWanted)
+
+        def ask() -> dict[str, Any]:
+            row = self._servers.by_name(tenant, name)
+            command_id = f"take-{secrets.token_hex(6)}"
+            self._commands.add(command_id, tenant, row.id, "push", wanted.label)
+            self._audit.add(tenant, "operator", "take", f"{name}: {command_id}")
+            return _command_json(self._commands.get(command_id))
+
+        return web.json_response(await asyncio.to_thread(ask), status=202)
+
+    async def _command(self, request: web.Request) -> web.Response:
+        """As soon as it is done, or as it stands after `?wait_seconds=`."""
+        tenant, command_id = tenant_of(request), request.match_info["command"]
+
+        def get() -> CommandRow:
+            row = self._commands.get(command_id)
+            if row.tenant != tenant:
+                raise NotFound(f"there is no command {command_id}")
+            return row
+
+        def done() -> CommandRow | None:
+            row = get()
+            return row if row.state is CommandProgress.DONE else None
+
+        finished = await self._bell.news(done, wait_of(request))
+        return web.json_response(_command_json(finished or await asyncio.to_thread(get)))
+
+    async def _list_plans(self, request: web.Request) -> web.Response:
+        return web.json_response(await asyncio.to_thread(self._plans.names, tenant_of(request)))
+
+    async def _plan(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        text = await asyncio.to_thread(self._plans.get, tenant_of(request), name)
+        return web.json_response({"name": name, "text": text})
+
+    async def _put_plan(self, request: web.Request) -> web.Response:
+        tenant, name = tenant_of(request), request.match_info["name"]
+        wanted = await read_message(request, PlanText)
+
+        def put() -> dict[str, Any]:
+            plan = parse_plan(wanted.text)
+            if plan.name != name:
+                raise UsageError(f"the plan calls itself {plan.name!r}, not {name!r}", "use the name it has inside")
+            self._plans.put(tenant, name, wanted.text)
+            self._audit.add(tenant, "operator", "plan.apply", name)
+            known = {row.name for row in self._servers.all(tenant)}
+            missing = [server.name for server in plan.servers if server.name not in known]
+            return {"name": name, "servers": [server.name for server in plan.servers], "missing": missing}
+
+        return web.json_response(await asyncio.to_thread(put))
+
+    def _server_json(self, row: ServerRow, last: Point | None) -> dict[str, Any]:
+        lag_seconds = None
+        if last is not None:
+            lag_seconds = round(max(0.0, self._now() - datetime.fromisoformat(last.taken_at).timestamp()), 1)
+        return {
+            "id": row.id,
+            "name": row.name,
+            "state": row.state.value,
+            "lag_seconds": lag_seconds,
+            "volumes": [to_json(volume) for volume in row.volumes],
+            "last_point": None if last is None else last.id,
+            "epoch": row.epoch,
+            "owner": row.owner_machine,
+            "last_seen_at": None if row.last_seen_at is None else iso_time(row.last_seen_at),
+        }
+
+
+def tenant_of(request: web.Request) -> str:
+    return request.query.get("tenant", DEFAULT_TENANT)
+
+
+def wait_of(request: web.Request) -> float:
+    """`?wait_seconds=`, 0 without it. Raises UsageError."""
+    text = request.query.get("wait_seconds", "0")
+    try:
+        return min(max(float(text), 0.0), MAX_WAIT_SECONDS)
+    except ValueError:
+        raise UsageError(f"wait_seconds is {text!r}, and should be a number") from None
+
+
+def iso_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _command_json(row: CommandRow) -> dict[str, Any]:
+    return {name: value for name, value in asdict(row).items() if name not in ("tenant", "created_at", "sent_at")}

@@ -1,0 +1,108 @@
+"""Runs over HTTP: begin, watch, end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from agent.protocol.errors import UsageError
+from recovery.planner import LATEST
+from recovery.runs import Run, RunKind
+from service.api.operators import tenant_of, wait_of
+from service.bell import Bell
+from service.desk import RunDesk
+from service.receiver.http import read_message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunWanted:
+    """`target` (a plan or a server) and `point` for a drill or a failover; `run` (and `server`) for a failback."""
+
+    kind: str
+    target: str | None = None
+    point: str = LATEST
+    run: str | None = None
+    server: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndWanted:
+    force: bool = False
+
+
+class RunHttp:
+    """Handlers under /api/v1/runs. `bell` rings when a run changes."""
+
+    def __init__(self, desk: RunDesk, bell: Bell) -> None:
+        self._desk = desk
+        self._bell = bell
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/api/v1/runs", self._list),
+            web.post("/api/v1/runs", self._begin),
+            web.get("/api/v1/runs/{run}", self._watch),
+            web.post("/api/v1/runs/{run}/end", self._end),
+            web.post("/api/v1/runs/{run}/retry", self._retry),
+        ]
+
+    async def _list(self, request: web.Request) -> web.Response:
+        tenant = tenant_of(request)
+        return web.json_response(await asyncio.to_thread(lambda: self._desk.to_json(self._desk.all(tenant))))
+
+    async def _begin(self, request: web.Request) -> web.Response:
+        tenant = tenant_of(request)
+        wanted = await read_message(request, RunWanted)
+
+        def begin() -> dict[str, Any]:
+            if wanted.kind == RunKind.FAILBACK:
+                failover = _given(wanted.run, "run")
+                if wanted.dry_run:
+                    planned = self._desk.plan_failback(tenant, failover, wanted.server)
+                    return self._desk.dry_run_to_json(tenant, planned)
+                return self._desk.to_json([self._desk.fail_back(tenant, failover, wanted.server)])[0]
+            if wanted.kind not in (RunKind.DRILL, RunKind.FAILOVER):
+                raise UsageError(f"kind is {wanted.kind!r}", f"use one of {', '.join(RunKind)}")
+            run = self._desk.plan(tenant, RunKind(wanted.kind), _given(wanted.target, "target"), wanted.point)
+            if wanted.dry_run:
+                return self._desk.dry_run_to_json(tenant, run)
+            return self._desk.to_json([self._desk.start(run)])[0]
+
+        return web.json_response(await asyncio.to_thread(begin), status=200 if wanted.dry_run else 201)
+
+    async def _watch(self, request: web.Request) -> web.Response:
+        """The run; with `?after_version=` as soon as it is newer than that, or after `?wait_seconds=`."""
+        tenant, run_id = tenant_of(request), request.match_info["run"]
+        after = request.query.get("after_version", "-1")
+        if not after.lstrip("-").isdecimal():
+            raise UsageError(f"after_version is {after!r}, and should be a whole number")
+
+        def newer() -> Run | None:
+            run = self._desk.get(tenant, run_id)
+            return run if run.version > int(after) else None
+
+        run = await self._bell.news(newer, wait_of(request))
+        return await self._answer(lambda: run or self._desk.get(tenant, run_id))
+
+    async def _end(self, request: web.Request) -> web.Response:
+        tenant, run_id = tenant_of(request), request.match_info["run"]
+        wanted = await read_message(request, EndWanted)
+        return await self._answer(lambda: self._desk.end(tenant, run_id, force=wanted.force))
+
+    async def _retry(self, request: web.Request) -> web.Response:
+        tenant, run_id = tenant_of(request), request.match_info["run"]
+        return await self._answer(lambda: self._desk.retry(tenant, run_id))
+
+    async def _answer(self, find: Callable[[], Run]) -> web.Response:
+        return web.json_response(await asyncio.to_thread(lambda: self._desk.to_json([find()])[0]))
+
+
+def _given(value: str | None, name: str) -> str:
+    if not value:
+        raise UsageError(f"{name!r} is missing")
+    return value

@@ -1,0 +1,5 @@
+"""`understudy`: the command line of the service's side."""
+
+from service.cli.parser import main
+
+__all__ = ["main"]

@@ -1,0 +1,197 @@
+"""Which commands there are and what they take; the one place where errors become one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.protocol.errors import UnderstudyError
+from service.cli import points, runs
+
+EXPORT_FORMATS = ("raw", "qcow2", "vmdk", "vhdx")
+
+Run = Callable[[argparse.Namespace], None]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command. Returns 0, 1 (it failed: one line on stderr) or 2 (wrong usage)."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UnderstudyError as error:
+        print(f"understudy: {error}".replace("\n", " "), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("understudy: interrupted; what the service was asked to do goes on there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from service.serve import ServeOptions, serve  # half a second of imports that no other command needs
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    host, port = options.listen
+    serve(
+        ServeOptions(
+            data=Path(options.data),
+            host=host,
+            port=port,
+            site=options.site,
+            database=options.database,
+            interval_seconds=options.interval_seconds,
+            keep=options.keep,
+        )
+    )
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, like 127.0.0.1:8470")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+class _Commands:
+    """Adds commands that all take the options which say where the service is."""
+
+    def __init__(self, parser: argparse.ArgumentParser, shared: argparse.ArgumentParser) -> None:
+        self._subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+        self._shared = shared
+
+    def add(self, name: str, run: Run | None, text: str, *examples: str) -> argparse.ArgumentParser:
+        made = self._subparsers.add_parser(
+            name,
+            parents=[self._shared],
+            help=text,
+            description=text,
+            epilog="examples:\n" + "\n".join(f"  understudy {example}" for example in examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if run is not None:
+            made.set_defaults(run=run)
+        return made
+
+
+def build_parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    shared.add_argument("--data", metavar="DIR", help="the data folder of a service on this machine")
+    shared.add_argument("--url", help="the service's URL (else UNDERSTUDY_URL)")
+    shared.add_argument("--token", help="an operator's token (else UNDERSTUDY_TOKEN)")
+    shared.add_argument("--tenant", metavar="T", help="in whose name (else: default)")
+    shared.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    parser = argparse.ArgumentParser(
+        prog="understudy",
+        description="Cloud disaster recovery: what is protected, how recent it is, and the button.",
+        parents=[shared],
+    )
+    parser.set_defaults(json=False, tenant=None)
+    commands = _Commands(parser, shared)
+
+    serve = commands.add(
+        "serve", _serve, "run the service: control plane and receiver", "serve --data /var/lib/understudy"
+    )
+    serve.add_argument("--listen", metavar="HOST:PORT", type=_address, default=("127.0.0.1", 8470))
+    serve.add_argument("--site", choices=("local", "aws"), default="local", help="where replicas live and boot")
+    serve.add_argument("--database", metavar="URL", help="default: SQLite in the data folder")
+    serve.add_argument("--interval-seconds", metavar="N", type=_at_least_one, default=300, help="between pushes")
+    serve.add_argument("--keep", metavar="N", type=_at_least_one, default=48, help="points kept of each server")
+    serve.set_defaults(needs_data=True)
+
+    token = commands.add(
+        "enroll-token",
+        points.enroll_token,
+        "a one-time token that makes a machine an agent",
+        "enroll-token",
+        "enroll-token --name web01    (also for a repair target or a replacement of web01)",
+    )
+    token.add_argument("--name", metavar="SERVER", help="the server's name (else: the machine's host name)")
+    token.add_argument("--expires-hours", metavar="N", type=float, default=24.0)
+
+    commands.add("servers", points.list_servers, "what is protected, and how far behind it is", "servers")
+    listing = commands.add("points", points.list_points, "a server's recovery points, newest first", "points web01")
+    listing.add_argument("server", metavar="SERVER")
+    commands.add("runs", runs.list_runs, "drills, failovers and failbacks, newest first", "runs", "runs --json")
+
+    take = commands.add(
+        "take", points.take, "ask a server's agent for a point now", 'take web01 --label "before the upgrade"'
+    )
+    take.add_argument("server", metavar="SERVER")
+    take.add_argument("--label", metavar="TEXT")
+
+    export = commands.add(
+        "export",
+        points.export,
+        "a point as a file that needs no Understudy",
+        "export pt-7f3k9q2m4x --format qcow2 web01.qcow2",
+    )
+    export.add_argument("point", metavar="POINT")
+    export.add_argument("--volume", metavar="N", type=int, default=0)
+    export.add_argument("--format", choices=EXPORT_FORMATS, required=True)
+    export.add_argument("out", metavar="OUT")
+
+    verify = commands.add(
+        "verify", points.verify, "read points back, check every block and the signed root", "verify --all"
+    )
+    verify.add_argument("point", metavar="POINT", nargs="?")
+    verify.add_argument("--all", action="store_true")
+
+    _add_plan(commands)
+    _add_runs(commands)
+    return parser
+
+
+def _add_plan(commands: _Commands) -> None:
+    plan = commands.add("plan", None, "recovery plans", "plan apply web01.yaml", "plan show web01")
+    actions = plan.add_subparsers(required=True, metavar="ACTION")
+    shared = commands._shared
+    apply = actions.add_parser("apply", parents=[shared], help="put a plan in place, or replace it")
+    apply.add_argument("file", metavar="FILE")
+    apply.set_defaults(run=points.plan_apply)
+    show = actions.add_parser("show", parents=[shared], help="a plan as YAML; a server without one has a default")
+    show.add_argument("name", metavar="NAME")
+    show.set_defaults(run=points.plan_show)
+
+
+def _add_runs(commands: _Commands) -> None:
+    panic = commands.add(
+        "panic",
+        runs.panic,
+        "the button: boot the newest point in the place of a lost server",
+        "panic web01 --dry-run",
+        "panic web01 --drill --yes",
+        "panic web01 --yes",
+        "panic web01 --point 2026-01-31T14:30:00Z",
+    )
+    panic.add_argument("target", metavar="PLAN|SERVER")
+    panic.add_argument("--drill", action="store_true", help="in an isolated network; the source goes on")
+    panic.add_argument("--point", metavar="ID|latest|TIME", default="latest")
+    panic.add_argument("--dry-run", action="store_true", help="print the steps and do nothing")
+    panic.add_argument("--yes", action="store_true", help="do not ask")
+
+    failback = commands.add("failback", runs.failback, "the way home of a failed-over server", "failback failover-1a2b")
+    failback.add_argument("run_id", metavar="RUN")
+    failback.add_argument("--server", metavar="NAME", help="which, when the run booted several")
+    failback.add_argument("--dry-run", action="store_true")
+    failback.add_argument("--yes", action="store_true", help="do not ask")
+
+    end = commands.add("end", runs.end, "end a run and remove all it made", "end drill-1a2b3c4d")
+    end.add_argument("run_id", metavar="RUN")
+    end.add_argument("--force", action="store_true", help="even if something would be lost")
+
+    retry = commands.add("retry", runs.retry, "go on with a failed run where it failed", "retry failover-1a2b3c4d")
+    retry.add_argument("run_id", metavar="RUN")

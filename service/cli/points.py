@@ -1,0 +1,193 @@
+"""Commands about servers, their points, tokens and plans."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from agent.protocol.errors import RecoveryError, StorageError, ToolMissing, UsageError
+from agent.protocol.frames import Kind, decode
+from agent.protocol.grid import BlockGrid
+from service.cli.client import Service
+from service.cli.output import emit, show_share
+from service.cli.text import duration, mark, size, table
+
+EXPORT_BLOCKS = 128
+_WAIT_SECONDS = 25
+
+
+def enroll_token(options: argparse.Namespace) -> None:
+    issued = Service.of(options).post(
+        "/api/v1/enroll-tokens",
+        {"name": options.name, "expires_hours": options.expires_hours, "tenant": options.tenant or "default"},
+    )
+    text = f"{issued['token']}\n\non the server, before {issued['expires_at']}:\n  {issued['command']}"
+    emit(options, issued, text)
+
+
+def list_servers(options: argparse.Namespace) -> None:
+    servers = Service.of(options).get("/api/v1/servers", tenant=options.tenant)
+    rows = [
+        [
+            server["name"],
+            server["state"],
+            duration(server["lag_seconds"]),
+            server["last_seen_at"],
+            size(sum(volume["size_bytes"] for volume in server["volumes"])),
+            server["last_point"],
+        ]
+        for server in servers
+    ]
+    none = "no server is protected yet; begin with: understudy enroll-token"
+    emit(options, servers, table(["SERVER", "STATE", "LAG", "SEEN", "SIZE", "NEWEST POINT"], rows, none))
+
+
+def list_points(options: argparse.Namespace) -> None:
+    points = Service.of(options).get(f"/api/v1/servers/{options.server}/points", tenant=options.tenant)
+    headings = ["POINT", "TAKEN AT", "CONSISTENCY", "SIZE", "SENT", "VERIFIED", "BOOTS", "LABEL"]
+    rows = [
+        [
+            point["id"],
+            point["taken_at"],
+            f"{point['consistency']}, {point['completeness']}",
+            size(point["size_bytes"]),
+            size(point["sent_bytes"]),
+            point["verified_at"] or "no",
+            mark(point["bootable"]),
+            point["label"],
+        ]
+        for point in points
+    ]
+    emit(options, points, table(headings, rows, f"no points of {options.server} yet"))
+
+
+def take(options: argparse.Namespace) -> None:
+    service = Service.of(options)
+    asked = service.post(f"/api/v1/servers/{options.server}/take", {"label": options.label}, tenant=options.tenant)
+    while True:
+        command = service.get(f"/api/v1/commands/{asked['id']}", wait_seconds=_WAIT_SECONDS)
+        if command["state"] == "done":
+            break
+    if command["point"] is None:
+        raise RecoveryError(f"{options.server} made no point: {command['error']}")
+    point = service.get(f"/api/v1/points/{command['point']}", tenant=options.tenant)
+    emit(options, point, f"{point['id']} taken at {point['taken_at']}, {size(point['sent_bytes'])} sent")
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Every point is read, whatever is wrong with an earlier one; any damage fails the command."""
+    if (options.point is None) == (not options.all):
+        raise UsageError("verify what?", "name a point, or say --all")
+    service = Service.of(options)
+    wanted = _all_points(service, options) if options.all else [options.point]
+    results: list[dict[str, Any]] = []
+    for point_id in wanted:
+        result: dict[str, Any] = {"point": point_id, "ok": True, "error": None, "verified_at": None}
+        try:
+            for line in service.lines(f"/api/v1/points/{point_id}/verify", tenant=options.tenant):
+                if "point" in line:
+                    result["verified_at"] = line["point"]["verified_at"]
+                else:
+                    show_share(options, f"verify {point_id}", line["read_bytes"], line["size_bytes"])
+            show_share(options, "", 1, 1)
+        except StorageError as error:
+            result |= {"ok": False, "error": str(error)}
+        results.append(result)
+        if not options.json:
+            print(f"{point_id}: " + ("every block and the signed root are sound" if result["ok"] else result["error"]))
+    if options.json:
+        emit(options, results if options.all else results[0], "")
+    damaged = [result["point"] for result in results if not result["ok"]]
+    if damaged:
+        raise StorageError(
+            f"{len(damaged)} of {len(results)} points are damaged: {', '.join(damaged)}",
+            "use another point; the next push makes a sound one",
+        )
+
+
+def _all_points(service: Service, options: argparse.Namespace) -> list[str]:
+    servers = service.get("/api/v1/servers", tenant=options.tenant)
+    return [
+        point["id"]
+        for server in servers
+        for point in service.get(f"/api/v1/servers/{server['name']}/points", tenant=options.tenant)
+    ]
+
+
+def export(options: argparse.Namespace) -> None:
+    """Blocks are fetched and proven as in a pull, then converted by qemu-img."""
+    service = Service.of(options)
+    point = service.get(f"/api/v1/points/{options.point}", tenant=options.tenant)
+    if not 0 <= options.volume < len(point["volumes"]):
+        raise UsageError(f"{options.point} has no volume {options.volume}", f"it has {len(point['volumes'])}")
+    out = Path(options.out)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.resolve().parent) as folder:
+            raw = Path(folder) / "raw"
+            _fetch(options, service, point, raw)
+            made = raw if options.format == "raw" else _converted(raw, options.format)
+            made.replace(out)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written: {error.strerror}", "check the folder and its space") from None
+    document = {
+        "point": point["id"],
+        "volume": options.volume,
+        "format": options.format,
+        "file": str(out),
+        "size_bytes": point["volumes"][options.volume]["size_bytes"],
+    }
+    emit(options, document, f"{out}: {point['id']}, volume {options.volume}, as {options.format}")
+
+
+def _fetch(options: argparse.Namespace, service: Service, point: dict[str, Any], raw: Path) -> None:
+    volume = point["volumes"][options.volume]
+    grid = BlockGrid(volume["size_bytes"], volume["block_bytes"])
+    path = f"/api/v1/points/{point['id']}/volumes/{options.volume}/blocks"
+    with open(raw, "wb") as file:
+        file.truncate(grid.size_bytes)
+        for blocks in grid.pieces(EXPORT_BLOCKS):
+            body = service.content(path, start=blocks.start, count=len(blocks), tenant=options.tenant)
+            for frame in decode(body):
+                if frame.kind is not Kind.BLOCKS:
+                    continue
+                payload = frame.verified(grid)
+                for position, index in enumerate(frame.indices):
+                    at = position * grid.block_bytes
+                    os.pwrite(file.fileno(), payload[at : at + grid.length(index)], grid.offset(index))
+            show_share(options, "export", grid.span(blocks)[0] + grid.span(blocks)[1], grid.size_bytes)
+
+
+def _converted(raw: Path, image_format: str) -> Path:
+    made = raw.with_suffix("." + image_format)
+    command = ["qemu-img", "convert", "-f", "raw", "-O", image_format, str(raw), str(made)]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ToolMissing("qemu-img is not installed", "apt-get install qemu-utils, or export as raw") from None
+    if ended.returncode:
+        raise StorageError(f"qemu-img cannot make {image_format}: {ended.stderr.strip().splitlines()[-1]}")
+    return made
+
+
+def plan_apply(options: argparse.Namespace) -> None:
+    from recovery.plans import parse_plan
+
+    path = Path(options.file)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", "name a YAML file") from None
+    plan = parse_plan(text, str(path))
+    done = Service.of(options).put(f"/api/v1/plans/{plan.name}", {"text": text}, tenant=options.tenant)
+    lines = [f"plan {plan.name} is in place: understudy panic {plan.name} --dry-run"]
+    lines += [f"  {name} is not protected yet" for name in done["missing"]]
+    emit(options, done, "\n".join(lines))
+
+
+def plan_show(options: argparse.Namespace) -> None:
+    plan = Service.of(options).get(f"/api/v1/plans/{options.name}", tenant=options.tenant)
+    emit(options, plan, plan["text"].rstrip())

@@ -1,0 +1,1 @@
+"""Who an agent is, and who may push for a server's identity now."""

@@ -1,0 +1,143 @@
+"""Who is calling, and what they may do: the certificate says which server, ownership whether it may push."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from agent.protocol.errors import AuthError, NotFound, StaleEpoch
+from agent.protocol.messages import Point, PulledReport
+from recovery.control import Server
+from service.identity.enrolment import Enrolment, machine_of
+from service.identity.ownership import Claim, Decision, StandDown, Take, claimed, decide
+from service.store.points import PointStore
+from service.store.rows import CertificateRow, ServerRow
+from service.store.servers import ServerStore
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentIdentity:
+    """An agent, proven by its certificate, which neither is revoked nor has expired."""
+
+    server_id: str
+    tenant: str
+    serial: str
+
+
+AGENT = "understudy.agent"
+"""Where the middleware leaves the identity in a request."""
+
+
+class Gatekeeper:
+    """All but `agent_of` and `serial_of` block."""
+
+    def __init__(
+        self, enrolment: Enrolment, servers: ServerStore, points: PointStore, now: Callable[[], float] = time.time
+    ) -> None:
+        self._enrolment = enrolment
+        self._servers = servers
+        self._points = points
+        self._now = now
+
+    @staticmethod
+    def agent_of(request: web.Request) -> AgentIdentity:
+        """As the middleware found it. Raises AuthError where it did not look."""
+        identity = request.get(AGENT)
+        if not isinstance(identity, AgentIdentity):
+            raise AuthError("this needs an agent's certificate", "enrol first: understudy-agent enroll URL TOKEN")
+        return identity
+
+    @staticmethod
+    def serial_of(request: web.Request) -> str:
+        """The serial of the certificate that the other end showed; TLS has checked it. Raises AuthError (none)."""
+        connection: ssl.SSLObject | None = request.get_extra_info("ssl_object")
+        certificate = connection.getpeercert() if connection is not None else None
+        if not certificate:
+            raise AuthError("this needs an agent's certificate", "enrol first: understudy-agent enroll URL TOKEN")
+        return f"{int(str(certificate['serialNumber']), 16):x}"
+
+    def identify(self, serial: str) -> AgentIdentity:
+        """Raises TrustError (unknown), AuthError (revoked)."""
+        certificate = self._enrolment.certificate(serial)
+        return AgentIdentity(certificate.server_id, certificate.tenant, serial)
+
+    def authorize_push(self, server_id: str, machine_id: str, serial: str) -> Server:
+        """The server, if this machine may push for it now; it becomes the owner where there is none.
+
+        Raises StaleEpoch, AuthError, TrustError."""
+        row, decision = self.admit(server_id, machine_id, serial, claims=True)
+        if isinstance(decision, StandDown):
+            raise StaleEpoch(decision.reason, decision.hint)
+        return server_of(row, self._now())
+
+    def admit(self, server_id: str, machine_id: str, serial: str, *, claims: bool) -> tuple[ServerRow, Decision]:
+        """What this machine is to its server, and the server afterwards.
+
+        `claims`: it wants to replicate, so it becomes the owner if it may (Take); else that stays open (Claim)."""
+        machine_id = machine_of(machine_id)
+        certificate = self._enrolment.certificate(serial)
+        if certificate.server_id != server_id:
+            raise AuthError(f"the certificate {serial} is another server's")
+        server = self._servers.get(server_id)
+        decision = decide(server, machine_id, certificate)
+        if isinstance(decision, Claim) and claims:
+            return self._claim(server_id, machine_id, certificate)
+        return server, decision
+
+    def _claim(self, server_id: str, machine_id: str, certificate: CertificateRow) -> tuple[ServerRow, Decision]:
+        decisions: list[Decision] = []
+
+        def transition(server: ServerRow) -> ServerRow:
+            # decided again, with the row locked: of two that come at once only one gets it
+            decision = decide(server, machine_id, certificate)
+            decisions.append(decision)
+            if not isinstance(decision, Claim):
+                return server
+            return claimed(server, machine_id, raises_epoch=decision.raises_epoch, now=self._now())
+
+        server = self._servers.change(server_id, transition)
+        return server, Take() if isinstance(decisions[-1], Claim) else decisions[-1]
+
+    def point_of(self, server_id: str, point_id: str) -> Point:
+        """A point of this server by id, or `latest`. Raises NotFound."""
+        if point_id == LATEST:
+            newest = self._points.newest_first(server_id)
+            if not newest:
+                raise NotFound("there is no recovery point of this server yet", "push first: understudy-agent push")
+            return newest[0]
+        found = self._points.get(point_id)
+        if found.server_id != server_id:
+            raise NotFound(
+                f"point {point_id} belongs to another server, and this machine's identity is not that server's",
+                "enrol this machine for it: understudy enroll-token --name SERVER",
+            )
+        return found.point
+
+    def record_pull(self, point_id: str, volume: int, report: PulledReport) -> None:
+        self._points.add_pull(point_id, volume, machine_of(report.machine_id), report.root)
+
+
+def server_of(row: ServerRow, now: float) -> Server:
+    """The row as recovery sees it."""
+    return Server(
+        id=row.id,
+        tenant=row.tenant,
+        name=row.name,
+        state=row.state.value,
+        epoch=row.epoch,
+        owner=row.owner_machine,
+        last_seen_seconds=None if row.last_seen_at is None else max(0.0, now - row.last_seen_at),
+        volume_paths=tuple(volume.path for volume in row.volumes),
+        volume_sizes=tuple(volume.size_bytes for volume in row.volumes),
+        uefi=is_uefi(row),
+    )
+
+
+def is_uefi(row: ServerRow) -> bool:
+    return row.inventory.get("boot_mode") == "uefi"

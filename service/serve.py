@@ -1,0 +1,201 @@
+"""`understudy serve`: puts the parts together and runs them. The only place that knows them all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from agent.protocol.errors import Conflict, StorageError, UsageError
+from agent.protocol.tokens import AdminToken
+from recovery.executor import Executor
+from recovery.sites.local import LocalSite
+from service.api.agents import AgentHttp
+from service.api.middleware import agents_by_certificate, errors_as_json, operators_by_token
+from service.api.operators import OperatorHttp, tenant_of
+from service.api.runs import RunHttp
+from service.bell import Bell
+from service.control import ServiceControl
+from service.desk import RunDesk
+from service.files import read_bytes, write_private
+from service.identity.enrolment import Enrolment
+from service.identity.gatekeeper import Gatekeeper
+from service.pki import Pki
+from service.receiver.capture import capture
+from service.receiver.http import ReceiverHttp
+from service.receiver.operators import OperatorHttp as PointHttp
+from service.receiver.points import PointArchive
+from service.receiver.pull import PointReader
+from service.receiver.receiver import Receiver
+from service.receiver.retention import DEFAULT_KEEP
+from service.receiver.upkeep import keep_up
+from service.store.audit import AuditStore
+from service.store.commands import CommandStore
+from service.store.database import Database, sqlite_url
+from service.store.enrolment import EnrolmentStore
+from service.store.plans import PlanStore
+from service.store.points import PointStore
+from service.store.runs import RunRows
+from service.store.servers import ServerStore
+
+RECEIVER_THREADS = 8
+SHUTDOWN_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = 8470
+    site: str = "local"
+    database: str | None = None
+    interval_seconds: int = 300
+    keep: int = DEFAULT_KEEP
+
+
+def serve(options: ServeOptions) -> None:
+    """Run until SIGTERM or SIGINT. Raises UsageError, Conflict, StorageError, SiteError."""
+    if options.site != "local":
+        raise UsageError(f"site {options.site} is not built yet", "use --site local")
+    with _owned(options.data):
+        asyncio.run(_serve(options))
+
+
+async def _serve(options: ServeOptions) -> None:
+    data = options.data
+    pki = Pki.open(data / "pki", options.host)
+    admin = _admin_token(data, pki.ca_fingerprint)
+    async with contextlib.AsyncExitStack() as resources:
+        database = Database.open(options.database or sqlite_url(data / "understudy.sqlite"))
+        resources.callback(database.close)
+        site = LocalSite(data / "site")
+        resources.callback(site.close)
+        points = PointStore(database)
+        archive = PointArchive(site, pki.signing_key)
+        receiver = Receiver(site, archive, points, data / "receiver")
+        await asyncio.to_thread(receiver.recover)
+        resources.callback(receiver.close)
+        reader = PointReader(archive)
+        resources.callback(reader.close)
+        threads = resources.enter_context(ThreadPoolExecutor(RECEIVER_THREADS, "receiver"))
+
+        bell = Bell()
+        servers = ServerStore(database)
+        commands = CommandStore(database, bell.ring)
+        runs = RunRows(database, bell.ring)
+        plans = PlanStore(database)
+        audit = AuditStore(database)
+        enrolment = Enrolment(EnrolmentStore(database), pki)
+        gatekeeper = Gatekeeper(enrolment, servers, points)
+        control = ServiceControl(
+            servers, points, commands, audit, functools.partial(capture, receiver, site, points), receiver.fence
+        )
+        executor = Executor(runs, site, control)
+        resources.callback(executor.stop)
+
+        app = web.Application(
+            middlewares=[
+                errors_as_json,
+                agents_by_certificate(gatekeeper),
+                operators_by_token(hashlib.sha256(admin.secret.encode()).digest()),
+            ]
+        )
+        app.add_routes([web.get("/ca.pem", _ca_handler(pki.ca_pem))])
+        app.add_routes(
+            AgentHttp(enrolment, gatekeeper, servers, commands, audit, bell, options.interval_seconds).routes()
+        )
+        app.add_routes(ReceiverHttp(receiver, reader, gatekeeper, threads).routes())
+        app.add_routes(PointHttp(receiver, reader, points, threads, tenant_of).routes())
+        listening = _listen(options)
+        url = f"https://{_shown(options.host)}:{listening.getsockname()[1]}"
+        app.add_routes(OperatorHttp(enrolment, servers, points, commands, plans, audit, bell, url).routes())
+        app.add_routes(RunHttp(RunDesk(servers, points, plans, runs, site, executor), bell).routes())
+
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+        await runner.setup()
+        resources.push_async_callback(runner.cleanup)
+        resources.callback(bell.close)
+        stop = _stop_event()
+        await web.SockSite(runner, listening, ssl_context=pki.server_context()).start()
+        write_private(data / "service.json", json.dumps({"url": url, "pid": os.getpid()}).encode())
+        executor.resume()
+        upkeep = asyncio.create_task(keep_up(receiver, reader, points, options.keep, threads))
+        print(f"ready {url}", flush=True)
+        log.info("ready at %s, data in %s", url, data)
+        await stop.wait()
+        upkeep.cancel()
+        (data / "service.json").unlink(missing_ok=True)
+        log.info("stopping")
+
+
+def _listen(options: ServeOptions) -> socket.socket:
+    """Take the address; nothing answers there yet. Raises UsageError."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        return socket.create_server((options.host, options.port), family=family)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {options.host}:{options.port}: {error.strerror}",
+            "choose another: --listen HOST:PORT",
+        ) from None
+
+
+def _stop_event() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def _ca_handler(ca_pem: bytes) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=ca_pem, content_type="application/x-pem-file")
+
+    return handler
+
+
+def _admin_token(data: Path, ca_fingerprint: str) -> AdminToken:
+    """The operator's token; made at the first start."""
+    path = data / "admin-token"
+    content = read_bytes(path)
+    if content is not None:
+        return AdminToken.parse(content.decode(errors="replace"))
+    token = AdminToken(secrets.token_urlsafe(32), ca_fingerprint)
+    write_private(path, token.text.encode() + b"\n")
+    return token
+
+
+@contextlib.contextmanager
+def _owned(data: Path) -> Iterator[None]:
+    """The data folder, made if need be, for this process alone. Raises Conflict, StorageError."""
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = open(data / ".lock", "w")  # noqa: SIM115  # held until the process ends
+    except OSError as error:
+        raise StorageError(f"{data} cannot be used: {error.strerror}", "name another folder: --data DIR") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"another service runs on {data} already", "stop it, or name another folder") from None
+        yield
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,143 @@
+"""Rows about recovery points: a view of what the site holds, rebuilt from the manifests if it was lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+
+from agent.protocol.errors import NotFound
+from agent.protocol.messages import Point, PointVolume, from_json, to_json
+from service.receiver.manifest import Manifest
+from service.store.database import Database
+from service.store.rows import ServerRow
+from service.store.schema import points, pulls, servers
+from service.store.servers import find_server, insert_server
+from service.store.tenants import ensure_tenant
+
+
+class PointStore:
+    """Points are in the order in which they were committed: clocks may jump, the chain at the site does not."""
+
+    def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._now = now
+
+    def add(self, manifest: Manifest) -> None:
+        """There already: does nothing. A server that the database lost is made again, owned by whoever comes first."""
+        point = manifest.point
+        with self._database.write() as connection:
+            if connection.execute(select(points.c.id).where(points.c.id == point.id)).one_or_none() is not None:
+                return
+            self._ensure_server(connection, manifest)
+            newest = select(func.max(points.c.sequence)).where(points.c.server_id == manifest.server_id)
+            values = to_json(point)
+            values["server_name"] = values.pop("server")
+            connection.execute(
+                insert(points).values(
+                    **values,
+                    server_id=manifest.server_id,
+                    tenant=manifest.tenant,
+                    parent=manifest.parent,
+                    sequence=(connection.execute(newest).scalar() or 0) + 1,
+                    created_at=self._now(),
+                )
+            )
+
+    def remove(self, point_id: str) -> None:
+        """Gone already: does nothing."""
+        with self._database.write() as connection:
+            connection.execute(delete(pulls).where(pulls.c.point_id == point_id))
+            connection.execute(delete(points).where(points.c.id == point_id))
+
+    def get(self, point_id: str, tenant: str | None = None) -> Manifest:
+        """The point and where it belongs. Raises NotFound, also for another tenant's."""
+        query = select(points).where(points.c.id == point_id)
+        with self._database.read() as connection:
+            found = connection.execute(query).mappings().one_or_none()
+        if found is None or tenant not in (None, found["tenant"]):
+            raise NotFound(f"there is no recovery point {point_id}", "see: understudy points SERVER")
+        return Manifest(
+            point=_point(found), server_id=found["server_id"], tenant=found["tenant"], parent=found["parent"]
+        )
+
+    def newest_first(self, server_id: str) -> list[Point]:
+        query = select(points).where(points.c.server_id == server_id).order_by(points.c.sequence.desc())
+        with self._database.read() as connection:
+            return [_point(found) for found in connection.execute(query).mappings()]
+
+    def newest(self, tenant: str) -> dict[str, Point]:
+        """The newest point of each server that has one, by server id."""
+        last = (
+            select(points.c.server_id, func.max(points.c.sequence).label("sequence"))
+            .where(points.c.tenant == tenant)
+            .group_by(points.c.server_id)
+            .subquery()
+        )
+        same = (points.c.server_id == last.c.server_id) & (points.c.sequence == last.c.sequence)
+        with self._database.read() as connection:
+            found = connection.execute(select(points).join(last, same)).mappings()
+            return {row["server_id"]: _point(row) for row in found}
+
+    def all_ids(self) -> list[str]:
+        with self._database.read() as connection:
+            return list(connection.execute(select(points.c.id)).scalars())
+
+    def servers_with_more_than(self, count: int) -> list[str]:
+        """The ids of servers that have more than `count` points."""
+        query = select(points.c.server_id).group_by(points.c.server_id).having(func.count() > count)
+        with self._database.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def mark_verified(self, point_id: str, verified_at: str) -> None:
+        """`verified_at` is an ISO time."""
+        with self._database.write() as connection:
+            connection.execute(update(points).where(points.c.id == point_id).values(verified_at=verified_at))
+
+    def mark_bootable(self, point_id: str, bootable: bool) -> None:
+        with self._database.write() as connection:
+            connection.execute(update(points).where(points.c.id == point_id).values(bootable=bootable))
+
+    # --- pulls ---
+
+    def add_pull(self, point_id: str, volume: int, machine_id: str, root: str) -> None:
+        """A machine has pulled and verified this volume; a later report replaces an earlier one."""
+        with self._database.write() as connection:
+            tenant = connection.execute(select(points.c.tenant).where(points.c.id == point_id)).scalar()
+            if tenant is None:
+                raise NotFound(f"there is no recovery point {point_id}", "see: understudy points SERVER")
+            connection.execute(delete(pulls).where(pulls.c.point_id == point_id, pulls.c.volume == volume))
+            connection.execute(
+                insert(pulls).values(
+                    point_id=point_id, volume=volume, tenant=tenant, machine_id=machine_id, root=root, at=self._now()
+                )
+            )
+
+    def pulled_volumes(self, point_id: str) -> set[int]:
+        with self._database.read() as connection:
+            return set(connection.execute(select(pulls.c.volume).where(pulls.c.point_id == point_id)).scalars())
+
+    def _ensure_server(self, connection: Connection, manifest: Manifest) -> None:
+        known = select(servers.c.id).where(servers.c.id == manifest.server_id)
+        if connection.execute(known).one_or_none() is not None:
+            return
+        ensure_tenant(connection, manifest.tenant, self._now())
+        name = manifest.point.server
+        if find_server(connection, manifest.tenant, name) is not None:
+            name = f"{name}-{manifest.server_id}"  # somebody enrolled under that name since
+        lost = ServerRow(
+            id=manifest.server_id,
+            tenant=manifest.tenant,
+            name=name,
+            created_at=self._now(),
+            epoch=manifest.point.epoch,
+        )
+        insert_server(connection, lost)
+
+
+def _point(found: RowMapping) -> Point:
+    fields: dict[str, Any] = {name: found[name] for name in Point.__dataclass_fields__ if name != "server"}
+    fields["volumes"] = [from_json(PointVolume, volume) for volume in found["volumes"]]
+    return Point(server=found["server_name"], **fields)

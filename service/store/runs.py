@@ -1,0 +1,123 @@
+"""Runs and their steps: what the executor goes on with after a crash. Implements recovery.runs.RunStore."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, update
+
+from agent.protocol.errors import Conflict, NotFound
+from recovery.runs import Run, RunKind, RunState, Step, StepState
+from service.store.database import Database
+from service.store.schema import runs, steps
+
+
+class RunRows:
+    """`on_change` is called after each change, from whatever thread made it."""
+
+    def __init__(self, database: Database, on_change: Callable[[], None] = lambda: None) -> None:
+        self._database = database
+        self._on_change = on_change
+
+    def add(self, run: Run) -> None:
+        with self._database.write() as connection:
+            if connection.execute(select(runs.c.id).where(runs.c.id == run.id)).one_or_none() is not None:
+                raise Conflict(f"there is a run {run.id} already")
+            connection.execute(
+                insert(runs).values(
+                    id=run.id,
+                    tenant=run.tenant,
+                    kind=run.kind.value,
+                    plan=run.plan,
+                    state=run.state.value,
+                    created_at=run.created_at,
+                    ended_at=run.ended_at,
+                    failover_run=run.failover_run,
+                    version=run.version,
+                )
+            )
+            for position, step in enumerate(run.steps):
+                values = {"run_id": run.id, "position": position, "tenant": run.tenant}
+                values |= {"name": step.name, "action": step.action, "args": step.args, **_progress(step)}
+                connection.execute(insert(steps).values(values))
+        self._on_change()
+
+    def get(self, run_id: str) -> Run:
+        with self._database.read() as connection:
+            found = _runs(connection, runs.c.id == run_id)
+        if not found:
+            raise NotFound(f"there is no run {run_id}", "see: understudy runs")
+        return found[0]
+
+    def runs(self, tenant: str | None = None) -> list[Run]:
+        """Newest first."""
+        with self._database.read() as connection:
+            return _runs(connection, runs.c.tenant == tenant if tenant is not None else None)[::-1]
+
+    def unfinished(self) -> list[Run]:
+        """In state RUNNING or ENDING, oldest first."""
+        with self._database.read() as connection:
+            return _runs(connection, runs.c.state.in_([RunState.RUNNING.value, RunState.ENDING.value]))
+
+    def version(self, run_id: str) -> int:
+        """Rises with every change of the run. Raises NotFound."""
+        with self._database.read() as connection:
+            version = connection.execute(select(runs.c.version).where(runs.c.id == run_id)).scalar()
+        if version is None:
+            raise NotFound(f"there is no run {run_id}", "see: understudy runs")
+        return int(version)
+
+    def save_step(self, run_id: str, position: int, step: Step) -> None:
+        with self._database.write() as connection:
+            self._touch(connection, run_id)
+            this = (steps.c.run_id == run_id) & (steps.c.position == position)
+            if connection.execute(update(steps).where(this).values(_progress(step))).rowcount != 1:
+                raise NotFound(f"run {run_id} has no step {position}")
+        self._on_change()
+
+    def save_state(self, run_id: str, state: RunState, ended_at: float | None) -> None:
+        with self._database.write() as connection:
+            self._touch(connection, run_id, state=state.value, ended_at=ended_at)
+        self._on_change()
+
+    def _touch(self, connection: Connection, run_id: str, **values: Any) -> None:
+        changed = update(runs).where(runs.c.id == run_id).values(version=runs.c.version + 1, **values)
+        if connection.execute(changed).rowcount != 1:
+            raise NotFound(f"there is no run {run_id}", "see: understudy runs")
+
+
+def _progress(step: Step) -> dict[str, Any]:
+    return {
+        "state": step.state.value,
+        "started_at": step.started_at,
+        "ended_at": step.ended_at,
+        "error": step.error,
+        "waits_for": step.waits_for,
+        "result": step.result,
+    }
+
+
+def _runs(connection: Connection, wanted: ColumnElement[bool] | None) -> list[Run]:
+    """Oldest first, with their steps, in two queries."""
+    query = select(runs).order_by(runs.c.created_at, runs.c.id)
+    parts = select(steps).join(runs, runs.c.id == steps.c.run_id).order_by(steps.c.run_id, steps.c.position)
+    if wanted is not None:
+        query, parts = query.where(wanted), parts.where(wanted)
+    steps_of: dict[str, list[Step]] = {}
+    for found in connection.execute(parts).mappings():
+        steps_of.setdefault(found["run_id"], []).append(_step(found))
+    return [_run(found, steps_of.get(found["id"], [])) for found in connection.execute(query).mappings()]
+
+
+def _run(found: RowMapping, its_steps: list[Step]) -> Run:
+    fields: dict[str, Any] = dict(found)
+    fields["kind"] = RunKind(fields["kind"])
+    fields["state"] = RunState(fields["state"])
+    return Run(steps=its_steps, **fields)
+
+
+def _step(found: RowMapping) -> Step:
+    fields: dict[str, Any] = {name: found[name] for name in Step.__dataclass_fields__}
+    fields["state"] = StepState(fields["state"])
+    return Step(**fields)

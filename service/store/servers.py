@@ -1,0 +1,87 @@
+"""Servers: who they are, who owns their identity, what they look like."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, insert, select, update
+
+from agent.protocol.errors import NotFound
+from agent.protocol.messages import VolumeDeclaration, from_json, to_json
+from service.store.database import Database
+from service.store.rows import ServerRow, ServerState
+from service.store.schema import servers
+
+
+class ServerStore:
+    """Raises NotFound for what there is not; otherwise as Database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, server_id: str) -> ServerRow:
+        with self._database.read() as connection:
+            return _get(connection, server_id)
+
+    def by_name(self, tenant: str, name: str) -> ServerRow:
+        with self._database.read() as connection:
+            found = find_server(connection, tenant, name)
+            if found is None:
+                known = select(servers.c.name).where(servers.c.tenant == tenant).order_by(servers.c.name).limit(10)
+                names = ", ".join(connection.execute(known).scalars()) or "none yet"
+                raise NotFound(f"no server {name!r} is protected", f"there are: {names}")
+            return found
+
+    def all(self, tenant: str) -> list[ServerRow]:
+        """By name."""
+        query = select(servers).where(servers.c.tenant == tenant).order_by(servers.c.name)
+        with self._database.read() as connection:
+            return [_row(found) for found in connection.execute(query).mappings()]
+
+    def change(self, server_id: str, transition: Callable[[ServerRow], ServerRow]) -> ServerRow:
+        """Replace the row by what the (pure) transition makes of it; nobody else changes it meanwhile."""
+        with self._database.write() as connection:
+            before = _get(connection, server_id, lock=True)
+            after = transition(before)
+            if after != before:
+                values = _values(after)
+                del values["id"], values["tenant"]
+                connection.execute(update(servers).where(servers.c.id == server_id).values(values))
+            return after
+
+
+# --- parts of a larger transaction of this package ---
+
+
+def find_server(connection: Connection, tenant: str, name: str) -> ServerRow | None:
+    query = select(servers).where(servers.c.tenant == tenant, servers.c.name == name)
+    found = connection.execute(query).mappings().one_or_none()
+    return None if found is None else _row(found)
+
+
+def insert_server(connection: Connection, row: ServerRow) -> None:
+    connection.execute(insert(servers).values(_values(row)))
+
+
+def _get(connection: Connection, server_id: str, *, lock: bool = False) -> ServerRow:
+    query = select(servers).where(servers.c.id == server_id)
+    found = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    if found is None:
+        raise NotFound(f"there is no server {server_id}")
+    return _row(found)
+
+
+def _row(found: RowMapping) -> ServerRow:
+    fields: dict[str, Any] = dict(found)
+    fields["state"] = ServerState(fields["state"])
+    fields["volumes"] = tuple(from_json(VolumeDeclaration, volume) for volume in fields["volumes"])
+    return ServerRow(**fields)
+
+
+def _values(row: ServerRow) -> dict[str, Any]:
+    values = {name.name: getattr(row, name.name) for name in dataclasses.fields(row)}
+    values["state"] = row.state.value
+    values["volumes"] = [to_json(volume) for volume in row.volumes]
+    return values

@@ -1,0 +1,82 @@
+"""What the line does to a push costs time, and nothing else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.harness import Agent, Ledger, Service
+from tests.faults.images import change_image, make_image
+from tests.faults.relay import Fault, Harm, Relay
+
+
+@pytest.fixture
+def relay(service: Service) -> Iterator[Relay]:
+    with Relay(service.port) as made:
+        yield made
+
+
+@pytest.fixture
+def agent(tmp_path: Path, service: Service, relay: Relay) -> Agent:
+    """All that this agent says goes through the relay."""
+    made = Agent(tmp_path / "agent", service, url=relay.url)
+    made.enroll("web01")
+    return made
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return make_image(tmp_path / "disk.raw", random.Random(1), 24 << 20)
+
+
+@pytest.mark.parametrize("harm", list(Harm))
+def test_a_push_lives_through(
+    harm: Harm, agent: Agent, relay: Relay, image: Path, ledger: Ledger, service: Service
+) -> None:
+    agent.protect(image)
+    relay.arm(Fault(harm, after_bytes=1 << 20, seconds=1.5))
+    ledger.reported(agent.push(), image)
+    assert relay.struck.is_set()
+    relay.disarm()
+    change_image(image, random.Random(2))
+    ledger.reported(agent.push(), image)
+    ledger.check(service)
+
+
+@pytest.mark.parametrize("harm", [Harm.RESET, Harm.CORRUPT, Harm.DUPLICATE])
+def test_a_pull_lives_through(
+    harm: Harm, relay: Relay, agent: Agent, image: Path, ledger: Ledger, tmp_path: Path
+) -> None:
+    agent.protect(image)
+    ledger.reported(agent.push(), image)
+    onto = make_image(tmp_path / "old.raw", random.Random(3), 24 << 20)
+    relay.arm(Fault(harm, after_bytes=5_000))
+    agent.pull(onto).document  # noqa: B018  # asserts
+    assert relay.struck.is_set()
+    assert onto.read_bytes() == image.read_bytes()
+
+
+def test_a_service_that_stays_away_is_one_clear_line_and_costs_nothing(
+    protected: Agent, relay: Relay, image: Path, ledger: Ledger, service: Service
+) -> None:
+    service.kill()
+    change_image(image, random.Random(4))
+    complaint = protected.push().complaint
+    assert relay.url in complaint
+    service.start()
+    ledger.reported(protected.push(), image)
+    ledger.check(service)
+
+
+@pytest.mark.long
+def test_a_line_that_went_silent_for_ever_is_given_up_and_the_push_goes_on(
+    agent: Agent, relay: Relay, image: Path, ledger: Ledger, service: Service
+) -> None:
+    agent.protect(image)
+    relay.arm(Fault(Harm.HALF_OPEN, after_bytes=1 << 20, seconds=3600))
+    ledger.reported(agent.push(), image)
+    assert relay.struck.is_set()
+    ledger.check(service)

@@ -1,0 +1,133 @@
+"""The service is killed at every place where it could be, and each run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recovery.runs import Run, RunKind, RunState, StepState
+from recovery.sites.contract import InstanceState
+from tests.recovery.world import Killed, World
+
+Journey = Callable[[World], None]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def killed_threads_are_no_surprise() -> Iterator[None]:
+    told = threading.excepthook
+
+    def tell(args: threading.ExceptHookArgs) -> None:
+        if args.exc_type is not Killed:
+            told(args)
+
+    threading.excepthook = tell
+    yield
+    threading.excepthook = told
+
+
+class Killer:
+    """Kills at chosen moments: each save (before and after) and each call to site and control counts as one."""
+
+    def __init__(self, world: World, *moments: int) -> None:
+        self.moments = set(moments)
+        self.count = 0
+        world.store.before_save = world.store.after_save = self.tick
+        world.site.before = world.control.before = lambda what: self.tick()
+
+    def tick(self) -> None:
+        self.count += 1
+        if self.count in self.moments:
+            raise Killed
+
+
+def at_rest(world: World, run_id: str) -> Run:
+    """Go on with new services until the run is at rest."""
+    while True:
+        run = world.executor.wait(run_id)
+        if run.state not in (RunState.RUNNING, RunState.ENDING):
+            return run
+        world.start_service()
+        world.executor.resume()
+
+
+def start(world: World, run: Run) -> Run:
+    while run.id not in world.store.rows:  # killed before it was stored, the operator saw it fail and tries again
+        try:
+            world.executor.start(run)
+        except Killed:
+            world.start_service()
+    return at_rest(world, run.id)
+
+
+def end(world: World, run: Run, *, force: bool = False) -> None:
+    while world.store.get(run.id).state is not RunState.ENDED:
+        try:
+            world.executor.end(run.id, force=force)
+        except Killed:
+            world.start_service()
+        at_rest(world, run.id)
+
+
+def drill_and_end(world: World) -> None:
+    run = start(world, world.plan(RunKind.DRILL))
+    assert run.state is RunState.SUCCEEDED
+    end(world, run)
+    assert world.site.instances() == []
+    assert world.control.server("acme", "web01").epoch == 1
+    assert world.events == ["boot web01", "remove"]
+
+
+def there_and_back(world: World) -> None:
+    world.people_at_home_do_their_part()
+    failover = start(world, world.plan(RunKind.FAILOVER))
+    assert failover.state is RunState.SUCCEEDED
+    assert [instance.state for instance in world.site.instances()] == [InstanceState.RUNNING]
+    back = start(world, world.plan_failback(failover))
+    assert back.state is RunState.SUCCEEDED
+    assert all(step.state is StepState.DONE for step in back.steps)
+    assert world.store.get(failover.id).state is RunState.ENDED
+    assert world.site.instances() == []
+    server = world.control.server("acme", "web01")
+    assert (server.state, server.epoch, server.owner) == ("protected", 3, None)
+    once = [event for event in world.events if event != "ask to shut down"]  # asking again is how it is done
+    assert once == ["hand to the instance", "boot web01", "request a point", "capture", "hand home", "settle", "remove"]
+
+
+def failover_and_give_up(world: World) -> None:
+    failover = start(world, world.plan(RunKind.FAILOVER))
+    end(world, failover, force=True)
+    assert world.site.instances() == []
+    server = world.control.server("acme", "web01")
+    assert (server.state, server.epoch, server.owner) == ("protected", 3, None)
+    assert world.events == ["hand to the instance", "boot web01", "remove", "hand home", "settle"]
+
+
+JOURNEYS: list[Journey] = [drill_and_end, there_and_back, failover_and_give_up]
+
+
+def moments_of(journey: Journey) -> int:
+    world = World()
+    killer = Killer(world)
+    journey(world)
+    return killer.count
+
+
+@pytest.mark.parametrize("journey", JOURNEYS)
+def test_a_kill_at_any_single_moment_changes_nothing_about_the_end(journey: Journey) -> None:
+    for moment in range(1, moments_of(journey) + 1):
+        world = World()
+        killer = Killer(world, moment)
+        journey(world)
+        assert killer.count >= moment
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(JOURNEYS), st.sets(st.integers(1, 120), max_size=12))
+def test_any_number_of_kills_changes_nothing_about_the_end(journey: Journey, moments: set[int]) -> None:
+    world = World()
+    Killer(world, *moments)
+    journey(world)

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import pytest
+
+from agent.protocol.errors import Conflict
+from agent.protocol.messages import Point
+from recovery.runs import Run, RunState, StepState
+from recovery.sites.contract import InstanceState
+from tests.recovery.world import World, make_point
+
+ALL_THE_WAY_HOME = [
+    "hand to the instance",
+    "boot web01",
+    "request a point",
+    "ask to shut down",
+    "capture",
+    "hand home",
+    "settle",
+    "remove",
+]
+
+
+def test_a_server_goes_home_and_its_failover_has_ended(world: World) -> None:
+    failover = world.fail_over()
+    world.people_at_home_do_their_part()
+    back = world.perform(world.plan_failback(failover))
+    assert back.state is RunState.SUCCEEDED
+    assert world.events == ALL_THE_WAY_HOME
+    assert world.store.get(failover.id).state is RunState.ENDED
+    server = world.control.server("acme", "web01")
+    assert (server.state, server.epoch, server.owner) == ("protected", 3, None)
+    pulls = [step.result for step in back.steps if step.action == "await_pull"]
+    assert pulls == [{"point": "p-agent-1", "volumes": 1}, {"point": "p-final-1", "volumes": 1}]
+
+    world.executor.end(back.id)
+    assert world.executor.wait(back.id).state is RunState.ENDED
+    assert world.events == ALL_THE_WAY_HOME
+    assert world.fail_over().state is RunState.SUCCEEDED
+
+
+def test_it_says_the_exact_commands_for_the_volumes_that_are_still_missing(world: World) -> None:
+    failover = world.fail_over()
+    world.control.agent_answers = False
+    point: Point = make_point("p-two", volumes=2)
+    world.control.points_by_server["id-web01"].insert(0, point)
+    back = world.plan_failback(failover)
+    said: list[str | None] = []
+
+    def one_volume_after_the_other() -> None:
+        run = world.store.get(back.id)
+        said.append(run.steps[1].waits_for)
+        if run.steps[1].state is StepState.RUNNING:
+            done = world.control.pulled.setdefault("p-two", set())
+            done.add(len(done))
+        elif run.steps[1].state is StepState.DONE:
+            world.people_at_home_do_their_part()
+
+    world.clock.on_wait = one_volume_after_the_other
+    assert world.perform(back).state is RunState.SUCCEEDED
+    told = list(dict.fromkeys(text for text in said if text))
+    assert told == [
+        "on the repaired machine, run:\n"
+        "understudy-agent pull p-two --volume 0 --onto DISK --yes\n"
+        "understudy-agent pull p-two --volume 1 --onto DISK --yes",
+        "on the repaired machine, run:\nunderstudy-agent pull p-two --volume 1 --onto DISK --yes",
+    ]
+
+
+def test_without_an_answer_of_the_agent_it_goes_on_with_the_newest_point_and_says_so(world: World) -> None:
+    failover = world.fail_over()
+    world.control.agent_answers = False
+    world.people_at_home_do_their_part()
+    world.control._change("id-web01", last_seen_seconds=None)
+    back = world.perform(world.plan_failback(failover))
+    assert back.state is RunState.SUCCEEDED
+    assert back.steps[0].result == {
+        "point": "p-web01-1",
+        "note": "no new point: its agent has not answered for 60 s; going on with the newest, p-web01-1",
+    }
+
+
+def test_an_agent_that_is_there_but_slow_gets_more_time(world: World) -> None:
+    failover = world.fail_over()
+    world.control.agent_answers = False
+    world.people_at_home_do_their_part()
+    back = world.perform(world.plan_failback(failover))
+    assert "took longer than 900 s" in back.steps[0].result["note"]
+
+
+def test_a_guest_that_does_not_hear_is_asked_again(world: World) -> None:
+    failover = world.fail_over()
+    world.site.stubborn = 3
+    world.people_at_home_do_their_part()
+    assert world.perform(world.plan_failback(failover)).state is RunState.SUCCEEDED
+    assert world.events.count("ask to shut down") == 4
+
+
+def test_a_guest_that_never_shuts_down_fails_the_run_loses_nothing_and_can_be_tried_again(world: World) -> None:
+    failover = world.fail_over()
+    world.site.stubborn = 1_000
+    world.people_at_home_do_their_part()
+    back = world.perform(world.plan_failback(failover))
+    assert back.state is RunState.FAILED
+    assert "did not shut down within 180 s (nothing is lost and it still runs" in (back.steps[2].error or "")
+    assert [instance.state for instance in world.site.instances()] == [InstanceState.RUNNING]
+
+    world.site.stubborn = 0
+    world.executor.retry(back.id)
+    assert world.executor.wait(back.id).state is RunState.SUCCEEDED
+
+
+def test_an_instance_that_is_gone_cannot_be_brought_home(world: World) -> None:
+    failover = world.fail_over()
+    world.people_at_home_do_their_part()
+    world.site.instances_by_id.clear()
+    back = world.perform(world.plan_failback(failover))
+    assert (back.state, "is gone" in (back.steps[2].error or "")) == (RunState.FAILED, True)
+
+
+def test_a_failover_is_brought_home_once_at_a_time_and_not_ended_meanwhile(world: World) -> None:
+    failover = world.fail_over()
+    world.site.stubborn = 1_000
+    world.people_at_home_do_their_part()
+    back = world.perform(world.plan_failback(failover))
+    with pytest.raises(Conflict, match=f"web01 is being brought home by {back.id}"):
+        world.executor.start(world.plan_failback(failover))
+    with pytest.raises(Conflict, match=f"is being brought home by {back.id}"):
+        world.executor.end(failover.id, force=True)
+
+
+def interrupted_at(world: World, action: str) -> Run:
+    """A failback whose service was stopped while it waited in `action`."""
+    failover = world.fail_over()
+    back = world.plan_failback(failover)
+    world.people_at_home_do_their_part()
+    at_home = world.clock.on_wait
+
+    def until_then() -> None:
+        run = world.store.get(back.id)
+        if any(step.action == action and step.state is StepState.RUNNING for step in run.steps):
+            world.executor._stopping.set()
+            for active in world.executor._active.values():
+                active.interrupt.set()
+        else:
+            at_home()
+
+    world.clock.on_wait = until_then
+    run = world.perform(back)
+    assert run.state is RunState.RUNNING
+    world.clock.on_wait = lambda: None
+    world.start_service()
+    return run
+
+
+def test_a_failback_called_off_before_the_handover_leaves_the_instance_running(world: World) -> None:
+    world.site.stubborn = 1
+    back = interrupted_at(world, "shut_down")
+    world.site.set_state(back.steps[2].args["instance_id"], InstanceState.STOPPED)
+    world.executor.end(back.id)
+    assert world.executor.wait(back.id).state is RunState.ENDED
+    assert [instance.state for instance in world.site.instances()] == [InstanceState.RUNNING]
+    server = world.control.server("acme", "web01")
+    assert (server.state, server.epoch) == ("failed_over", 2)
+    world.people_at_home_do_their_part()
+    again = world.plan_failback(world.store.get(back.failover_run or ""))
+    assert world.perform(again).state is RunState.SUCCEEDED
+
+
+def test_a_failback_called_off_after_the_handover_gives_the_identity_back_to_the_instance(world: World) -> None:
+    back = interrupted_at(world, "await_home")
+    world.executor.end(back.id)
+    assert world.executor.wait(back.id).state is RunState.ENDED
+    (instance,) = world.site.instances()
+    server = world.control.server("acme", "web01")
+    assert instance.state is InstanceState.RUNNING
+    assert (server.state, server.epoch, server.owner) == ("failed_over", 4, instance.machine_id)
+    assert instance.run_id == back.failover_run
+
+
+def test_once_the_machine_at_home_has_booted_a_failback_is_called_off_only_by_force(world: World) -> None:
+    back = interrupted_at(world, "await_home")
+    world.control.arrived.add("id-web01")
+    with pytest.raises(Conflict, match="web01 has booted at home"):
+        world.executor.end(back.id)
+    world.executor.resume()
+    assert world.executor.wait(back.id).state is RunState.SUCCEEDED
+
+
+def test_calling_a_failback_off_never_boots_the_old_point_in_place_of_an_instance_that_is_gone(world: World) -> None:
+    world.site.stubborn = 1
+    back = interrupted_at(world, "shut_down")
+    world.site.instances_by_id.clear()
+    world.executor.end(back.id)
+    assert world.executor.wait(back.id).state is RunState.ENDED
+    assert world.site.instances() == []

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import pytest
+
+import recovery.gates
+from agent.protocol.errors import GateFailed
+from recovery.gates import ConsoleGate, HttpGate, check_gate, gate_from_json, gate_to_json
+from recovery.sites.contract import Instance, InstanceState, Site
+from tests.recovery.world import MemorySite
+
+
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 503)
+        self.end_headers()
+        self.wfile.write(b'{"status": "ok"}')
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server_port() -> Iterator[int]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Health)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def site_with(port: int | None, state: InstanceState = InstanceState.RUNNING) -> Site:
+    site = MemorySite([])
+    site.instances_by_id["i-1"] = Instance(
+        instance_id="i-1",
+        run_id="r",
+        server_id="s",
+        state=state,
+        machine_id="m",
+        addresses={8000: ("127.0.0.1", port)} if port else {},
+        detail="QEMU was killed by signal 9",
+    )
+    return cast("Site", site)
+
+
+def test_an_http_gate_holds_when_status_and_body_are_as_wanted(server_port: int) -> None:
+    site = site_with(server_port)
+    assert check_gate(HttpGate(port=8000, path="/health", contains="ok"), site, "i-1").held
+    assert check_gate(HttpGate(port=8000, path="/", status=503), site, "i-1").held
+
+
+def test_an_http_gate_says_what_it_saw_instead(server_port: int) -> None:
+    site = site_with(server_port)
+    assert check_gate(HttpGate(port=8000, path="/x"), site, "i-1").seen.endswith("/x answered 503")
+    seen = check_gate(HttpGate(port=8000, path="/health", contains="ready"), site, "i-1").seen
+    assert "answered 200 without 'ready'" in seen
+
+
+def test_a_refused_connection_means_not_yet() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        result = check_gate(HttpGate(port=8000), site_with(unused.getsockname()[1]), "i-1")
+    assert not result.held
+    assert "refused" in result.seen
+
+
+def test_a_port_without_an_address_means_not_yet() -> None:
+    assert "no address for guest port 8000" in check_gate(HttpGate(port=8000), site_with(None), "i-1").seen
+
+
+@pytest.fixture
+def guest() -> Iterator[Callable[[Callable[[socket.socket], None]], int]]:
+    """Start a guest that treats its one connection as the given function does; returns its port."""
+    threads: list[threading.Thread] = []
+    listeners: list[socket.socket] = []
+
+    def start(behave: Callable[[socket.socket], None]) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                behave(connection)
+
+        threads.append(threading.Thread(target=serve))
+        threads[-1].start()
+        return int(listener.getsockname()[1])
+
+    yield start
+    for thread in threads:
+        thread.join()
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 2", b"\xff" * 100_000 + b"\n"])
+def test_rubbish_for_an_answer_means_not_yet(
+    guest: Callable[[Callable[[socket.socket], None]], int], answer: bytes
+) -> None:
+    def behave(connection: socket.socket) -> None:
+        connection.recv(65_536)
+        try:
+            connection.sendall(answer)
+        except OSError:
+            return
+
+    assert not check_gate(HttpGate(port=8000), site_with(guest(behave)), "i-1").held
+
+
+def test_a_guest_that_dribbles_cannot_hold_the_run_for_ever(
+    guest: Callable[[Callable[[socket.socket], None]], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery.gates, "HTTP_CHECK_SECONDS", 0.3)
+    cut_off = threading.Event()
+
+    def behave(connection: socket.socket) -> None:
+        try:
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            while True:
+                connection.sendall(b"X-More: 1\r\n")
+                threading.Event().wait(0.05)
+        except OSError:
+            cut_off.set()
+
+    assert not check_gate(HttpGate(port=8000), site_with(guest(behave)), "i-1").held
+    assert cut_off.wait(10)
+
+
+def test_a_console_gate_looks_for_its_text() -> None:
+    site = site_with(None)
+    assert check_gate(ConsoleGate(text="login:"), site, "i-1").held
+    result = check_gate(ConsoleGate(text="Welcome"), site, "i-1")
+    assert not result.held
+    assert result.seen == "the console's last line is 'web01 login:'"
+
+
+def test_an_instance_that_is_still_pending_means_not_yet() -> None:
+    assert not check_gate(ConsoleGate(text="login:"), site_with(None, InstanceState.PENDING), "i-1").held
+
+
+def test_an_instance_that_died_fails_the_gate_at_once_with_the_end_of_its_console() -> None:
+    with pytest.raises(GateFailed) as caught:
+        check_gate(ConsoleGate(text="login:"), site_with(None, InstanceState.STOPPED), "i-1")
+    assert "i-1 is stopped: QEMU was killed by signal 9" in str(caught.value)
+    assert "  | web01 login:" in str(caught.value)
+
+
+@pytest.mark.parametrize("gate", [HttpGate(port=80), HttpGate(port=1, contains="x"), ConsoleGate(text="t")])
+def test_a_gate_survives_json(gate: HttpGate | ConsoleGate) -> None:
+    assert gate_from_json(gate_to_json(gate)) == gate
