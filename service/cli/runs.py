@@ -98,8 +98,7 @@ class _StepPrinter:
     def show(self, run: dict[str, Any]) -> None:
         if self._quiet:
             return
-        if not self._said:
-            print(f"run {run['id']}", flush=True)
+        self._once(-1, "run", f"run {run['id']}")
         steps = run["steps"]
         for position, step in enumerate(steps):
             number = f"[{position + 1}/{len(steps)}]"

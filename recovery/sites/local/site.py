@@ -147,6 +147,10 @@ class LocalSite:
     def price(self, spec: InstanceSpec) -> Price:
         return Price(memory_mib=spec.memory_mib, cpus=spec.cpus)
 
+    def prepare(self) -> None:
+        """Find out ahead what the first launch would have to: which acceleration works here takes seconds to try."""
+        self._choose_accel()
+
     def _points_in_use(self, key: VolumeKey) -> set[str]:
         return self._instances.points_in_use(key)
 

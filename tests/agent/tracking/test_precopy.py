@@ -13,7 +13,7 @@ import pytest
 
 from agent.consistency.freeze import Freeze
 from agent.tracking import Taken
-from agent.volumes.mounts import mounted_filesystems
+from agent.volumes.topology import mounted_filesystems
 
 from .conftest import LoopDisk, run
 

@@ -341,6 +341,7 @@ def test_an_instance_boots_writes_to_its_own_volume_stops_starts_and_ends(site: 
     launched = site.launch(spec)
     assert (launched.state, launched.run_id, launched.server_id) == (InstanceState.RUNNING, "run-1", "web01")
     assert (launched.machine_id, launched.network) == (spec.machine_id, NetworkMode.ISOLATED)
+    assert list(launched.points) == [point_id for _, point_id in spec.points]
     assert site.launch(spec) == launched
     assert site.instances() == [launched]
     eventually(lambda: "written" in site.console("i-1"))
