@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import ssl
 import time
+from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import aiohttp
+from cryptography import x509
 
 from agent.protocol.errors import (
     BadMessage,
@@ -55,6 +59,7 @@ class ServiceClient:
         self._context = context
         self._server_hostname = server_hostname
         self._patience_seconds = patience_seconds
+        self._certificate_path: Path | None = None
         self._http: aiohttp.ClientSession | None = None
         self.wire = WireCount()
 
@@ -65,12 +70,14 @@ class ServiceClient:
         try:
             context = pinned_context(state.ca_path.read_text())
             context.load_cert_chain(state.certificate_path, state.key_path)
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ValueError) as error:  # ValueError: no text where a certificate should be
             raise TrustError(
                 f"the identity in {state.folder} cannot be used: {error}",
                 "enrol again: understudy-agent enroll URL TOKEN",
             ) from None
-        return cls(identity.url, context, patience_seconds=patience_seconds)
+        client = cls(identity.url, context, patience_seconds=patience_seconds)
+        client._certificate_path = state.certificate_path
+        return client
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(
@@ -108,11 +115,27 @@ class ServiceClient:
             try:
                 return await self._once(method, path, body, content_type)
             except TransportError:
+                self._check_certificate()
                 first_failure = first_failure or time.monotonic()
                 if time.monotonic() - first_failure + delay_seconds > self._patience_seconds:
                     raise
                 await asyncio.sleep(delay_seconds * random.uniform(0.5, 1.5))  # noqa: S311  # spreads load, no secret
                 delay_seconds = min(delay_seconds * 2, 5.0)
+
+    def _check_certificate(self) -> None:
+        """A service that does not accept a certificate ends the line without a word that would reach us (TLS 1.3 lets
+        a client begin before it hears). So after a cut we look ourselves. Raises TrustError."""
+        if self._certificate_path is None:
+            return
+        certificate = x509.load_pem_x509_certificate(self._certificate_path.read_bytes())
+        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if begin <= datetime.now(UTC) <= end:
+            return
+        raise TrustError(
+            f"{self._url} ends the connection, and this agent's certificate is valid only from {begin:%Y-%m-%d %H:%M} "
+            f"to {end:%Y-%m-%d %H:%M} UTC",
+            "check this machine's clock; if it is right, enrol again: understudy-agent enroll URL TOKEN",
+        )
 
     async def _once(self, method: str, path: str, body: bytes, content_type: str) -> bytes:
         assert self._http is not None, "use the client as a context manager"
@@ -172,4 +195,5 @@ def _translated(url: str, error: Exception) -> UnderstudyError:
 
 def _reason(text: str) -> str:
     """The part of an aiohttp error text that says why."""
+    text = re.sub(r"\[Errno -?\d+\] ", "", text)
     return text.rsplit("[", 1)[-1].rstrip("]") if "[" in text else text

@@ -18,12 +18,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agent.protocol.digests import DigestMap
-from agent.protocol.errors import Conflict, UsageError
+from agent.protocol.errors import BadMessage, Conflict, UsageError
 from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import from_json
+
+T = TypeVar("T")
 
 
 def default_state_folder() -> Path:
@@ -52,6 +54,16 @@ class Position:
     block_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Protected:
+    volumes: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Session:
+    session: str | None
+
+
 class State:
     """One agent's state folder. Raises UsageError where it cannot be used."""
 
@@ -77,7 +89,7 @@ class State:
                 f"this agent has no identity in {self.folder}",
                 "enrol it: understudy-agent enroll URL TOKEN (the service prints the line: understudy enroll-token)",
             )
-        return from_json(Identity, document)
+        return self._understood(Identity, document, "identity.json")
 
     def save_identity(self, identity: Identity, *, key_pem: bytes, certificate_pem: bytes, ca_pem: bytes) -> None:
         """Replace the identity; identity.json last, since its presence means that the rest is there."""
@@ -105,7 +117,7 @@ class State:
     def protected(self) -> list[str]:
         """The paths to replicate, in boot order; empty if none were named yet."""
         document = self._read("protected.json")
-        return [str(path) for path in document["volumes"]] if document else []
+        return [] if document is None else self._understood(_Protected, document, "protected.json").volumes
 
     def protect(self, paths: list[str]) -> None:
         self.make()
@@ -127,8 +139,12 @@ class State:
             yield
 
     def session(self) -> str | None:
-        document = self._read("session.json")
-        return str(document["session"]) if document else None
+        """The push under way; None also where the file is damaged: it only saves waiting."""
+        try:
+            document = self._read("session.json")
+            return from_json(_Session, document).session if document is not None else None
+        except (UsageError, BadMessage):
+            return None
 
     def save_session(self, session: str | None) -> None:
         self._write("session.json", {"session": session} if session else None)
@@ -136,8 +152,12 @@ class State:
     # --- the digest cache ---
 
     def position(self, path: str) -> Position | None:
-        document = self._read(self._volume(path) / "position.json")
-        return from_json(Position, document) if document else None
+        """None also where the file is damaged: without a position there is a scan."""
+        try:
+            document = self._read(self._volume(path) / "position.json")
+            return from_json(Position, document) if document is not None else None
+        except (UsageError, BadMessage):
+            return None
 
     def cached_digests(self, path: str, grid: BlockGrid) -> DigestMap:
         return DigestMap.open(self._volume(path) / "digests", grid)
@@ -173,6 +193,14 @@ class State:
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"{self.folder / name} cannot be read: {error}", "run as the user who enrolled, or enrol again"
+            ) from None
+
+    def _understood(self, cls: type[T], document: Any, name: str) -> T:
+        try:
+            return from_json(cls, document)
+        except BadMessage as error:
+            raise UsageError(
+                f"{self.folder / name} is damaged: {error.message}", "enrol and protect again, or restore the file"
             ) from None
 
     def _write(self, name: str | Path, document: Any) -> None:

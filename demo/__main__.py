@@ -56,8 +56,8 @@ def _run() -> int:
         return 130
     except (DemoError, BuildError, OSError, subprocess.CalledProcessError) as error:
         print(f"\nFAILED at {show.step_title}\n{error}", file=sys.stderr)
-        log = getattr(error, "log", None)
-        if log is not None and log.exists():
+        log = getattr(error, "log", None) or FOLDER / "service.log"
+        if log.exists():
             print(f"\nthe last lines of {log}:", file=sys.stderr)
             for line in log.read_text(errors="replace").splitlines()[-LOG_LINES:]:
                 print(f"  | {line}", file=sys.stderr)

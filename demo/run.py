@@ -118,8 +118,6 @@ class Demo:
         address = run["instances"][0]["addresses"]["8000"]
         recovered = wait_for("the recovered server's orders", lambda: fetch(address), 60)
         self._watcher = watcher = Watcher(address)
-        for step in run["steps"]:
-            self._show.line(f"{step['seconds'] or 0:7.1f} s  {step['name']}")
         self._show.line(f"RTO {run['rto_seconds']:.1f} s, from the button to the shop's answer")
         had = {order.id for order in recovered}
         lost = [order for order in self._before if order.id not in had]
@@ -178,7 +176,7 @@ class Demo:
                 return recovered
             if (run and run["state"] != "running") or self._failback.exit_status not in (None, 0):
                 errors = [step["error"] for step in run["steps"] if step["error"]] if run else []
-                raise DemoError(f"the failback failed{': ' + errors[0] if errors else ''}", self._failback.log)
+                raise DemoError(f"the failback failed{': ' + errors[0] if errors else ''}")
             waits_for = next((s["waits_for"] or "" for s in run["steps"] if s["state"] == "running"), "") if run else ""
             command = re.search(r"understudy-agent pull (\S+)", waits_for)
             if command and command[1] not in pulled:
@@ -190,7 +188,7 @@ class Demo:
                 self._boot_onprem(watch=False)
                 booted = True
             if time.monotonic() > deadline:
-                raise DemoError(f"the failback did not end within {FAILBACK_SECONDS} s", self._failback.log)
+                raise DemoError(f"the failback did not end within {FAILBACK_SECONDS} s")
             time.sleep(0.5)
 
     def _pull(self, point: str, what: str) -> None:

@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ from service.store.servers import ServerStore
 
 RECEIVER_THREADS = 8
 SHUTDOWN_SECONDS = 5.0
+CERTIFICATE_CHECK_SECONDS = 86_400.0
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # recognized, not listened on by default
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +126,13 @@ async def _serve(options: ServeOptions) -> None:
         app.add_routes(ReceiverHttp(receiver, reader, gatekeeper, threads).routes())
         app.add_routes(PointHttp(receiver, reader, points, threads, tenant_of).routes())
         listening = _listen(options)
-        url = f"https://{_shown(options.host)}:{listening.getsockname()[1]}"
-        app.add_routes(OperatorHttp(enrolment, servers, points, commands, plans, audit, bell, url).routes())
+        port = listening.getsockname()[1]
+        url = f"https://{_shown(options.host)}:{port}"
+        everywhere = options.host in _EVERYWHERE
+        for_agents = f"https://{socket.gethostname()}:{port}" if everywhere else url
+        app.add_routes(
+            OperatorHttp(enrolment, servers, points, commands, plans, runs, audit, bell, for_agents).routes()
+        )
         app.add_routes(RunHttp(RunDesk(servers, points, plans, runs, site, executor), bell).routes())
 
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
@@ -132,16 +140,34 @@ async def _serve(options: ServeOptions) -> None:
         resources.push_async_callback(runner.cleanup)
         resources.callback(bell.close)
         stop = _stop_event()
-        await web.SockSite(runner, listening, ssl_context=pki.server_context()).start()
-        write_private(data / "service.json", json.dumps({"url": url, "pid": os.getpid()}).encode())
+        tls = pki.server_context()
+        await web.SockSite(runner, listening, ssl_context=tls).start()
+        from_here = f"https://localhost:{port}" if everywhere else url
+        write_private(data / "service.json", json.dumps({"url": from_here, "pid": os.getpid()}).encode())
         executor.resume()
-        upkeep = asyncio.create_task(keep_up(receiver, reader, points, options.keep, threads))
+        chores = [
+            asyncio.create_task(keep_up(receiver, reader, points, options.keep, threads)),
+            asyncio.create_task(_keep_certificate(pki, options.host, tls)),
+        ]
         print(f"ready {url}", flush=True)
         log.info("ready at %s, data in %s", url, data)
         await stop.wait()
-        upkeep.cancel()
+        for chore in chores:
+            chore.cancel()
         (data / "service.json").unlink(missing_ok=True)
         log.info("stopping")
+
+
+async def _keep_certificate(pki: Pki, listen_host: str, tls: ssl.SSLContext) -> None:
+    """A service that runs for a year must not outlive its certificate. Runs until it is cancelled."""
+    while True:
+        await asyncio.sleep(CERTIFICATE_CHECK_SECONDS)
+        try:
+            if pki.renew_if_due(listen_host):
+                pki.load_service_certificate(tls)
+                log.info("the service's certificate was renewed")
+        except StorageError as error:
+            log.warning("the service's certificate cannot be renewed: %s", error)
 
 
 def _listen(options: ServeOptions) -> socket.socket:
@@ -174,9 +200,11 @@ def _admin_token(data: Path, ca_fingerprint: str) -> AdminToken:
     """The operator's token; made at the first start."""
     path = data / "admin-token"
     content = read_bytes(path)
-    if content is not None:
-        return AdminToken.parse(content.decode(errors="replace"))
-    token = AdminToken(secrets.token_urlsafe(32), ca_fingerprint)
+    known = AdminToken.parse(content.decode(errors="replace")) if content is not None else None
+    if known is not None and known.ca_fingerprint == ca_fingerprint:
+        return known
+    # a CA that was made anew changes whom the token vouches for, not the secret
+    token = AdminToken(known.secret if known else secrets.token_urlsafe(32), ca_fingerprint)
     write_private(path, token.text.encode() + b"\n")
     return token
 

@@ -7,14 +7,13 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 
 from agent.protocol.errors import NotFound, UsageError
-from agent.protocol.messages import Point, to_json
-from recovery.plans import parse_plan
+from recovery.plans import default_plan, dump_plan, parse_plan
+from service.api.views import iso_time, point_to_json, proven_bootable, server_to_json
 from service.bell import Bell
 from service.identity.enrolment import TOKEN_HOURS, Enrolment
 from service.receiver.http import read_message
@@ -22,7 +21,8 @@ from service.store.audit import AuditStore
 from service.store.commands import CommandStore
 from service.store.plans import PlanStore
 from service.store.points import PointStore
-from service.store.rows import DEFAULT_TENANT, CommandProgress, CommandRow, ServerRow
+from service.store.rows import DEFAULT_TENANT, CommandProgress, CommandRow
+from service.store.runs import RunRows
 from service.store.servers import ServerStore
 
 MAX_WAIT_SECONDS = 30.0
@@ -55,6 +55,7 @@ class OperatorHttp:
         points: PointStore,
         commands: CommandStore,
         plans: PlanStore,
+        runs: RunRows,
         audit: AuditStore,
         bell: Bell,
         public_url: str,
@@ -65,6 +66,7 @@ class OperatorHttp:
         self._points = points
         self._commands = commands
         self._plans = plans
+        self._runs = runs
         self._audit = audit
         self._bell = bell
         self._public_url = public_url
@@ -104,7 +106,7 @@ class OperatorHttp:
 
         def look() -> list[dict[str, Any]]:
             newest = self._points.newest(tenant)
-            return [self._server_json(row, newest.get(row.id)) for row in self._servers.all(tenant)]
+            return [server_to_json(row, newest.get(row.id), self._now()) for row in self._servers.all(tenant)]
 
         return web.json_response(await asyncio.to_thread(look))
 
@@ -113,7 +115,8 @@ class OperatorHttp:
 
         def look() -> dict[str, Any]:
             row = self._servers.by_name(tenant, name)
-            return self._server_json(row, self._points.newest(tenant).get(row.id)) | {"inventory": row.inventory}
+            newest = self._points.newest(tenant).get(row.id)
+            return server_to_json(row, newest, self._now()) | {"inventory": row.inventory}
 
         return web.json_response(await asyncio.to_thread(look))
 
@@ -121,13 +124,19 @@ class OperatorHttp:
         tenant, name = tenant_of(request), request.match_info["name"]
 
         def look() -> list[dict[str, Any]]:
-            return [to_json(point) for point in self._points.newest_first(self._servers.by_name(tenant, name).id)]
+            points = self._points.newest_first(self._servers.by_name(tenant, name).id)
+            proven = proven_bootable(self._runs.runs(tenant))
+            return [point_to_json(point, proven) for point in points]
 
         return web.json_response(await asyncio.to_thread(look))
 
     async def _point(self, request: web.Request) -> web.Response:
-        found = await asyncio.to_thread(self._points.get, request.match_info["point"], tenant_of(request))
-        return web.json_response(to_json(found.point))
+        tenant, point_id = tenant_of(request), request.match_info["point"]
+
+        def look() -> dict[str, Any]:
+            return point_to_json(self._points.get(point_id, tenant).point, proven_bootable(self._runs.runs(tenant)))
+
+        return web.json_response(await asyncio.to_thread(look))
 
     async def _take(self, request: web.Request) -> web.Response:
         tenant, name = tenant_of(request), request.match_info["name"]
@@ -156,16 +165,24 @@ class OperatorHttp:
             row = get()
             return row if row.state is CommandProgress.DONE else None
 
-        finished = await self._bell.news(done, wait_of(request))
-        return web.json_response(_command_json(finished or await asyncio.to_thread(get)))
+        row = await self._bell.news(done, wait_of(request))
+        if row is None:
+            row = await asyncio.to_thread(get)
+        return web.json_response(_command_json(row))
 
     async def _list_plans(self, request: web.Request) -> web.Response:
         return web.json_response(await asyncio.to_thread(self._plans.names, tenant_of(request)))
 
     async def _plan(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        text = await asyncio.to_thread(self._plans.get, tenant_of(request), name)
-        return web.json_response({"name": name, "text": text})
+        tenant, name = tenant_of(request), request.match_info["name"]
+
+        def look() -> str:
+            text = self._plans.find(tenant, name)
+            if text is None and name in {row.name for row in self._servers.all(tenant)}:
+                return dump_plan(default_plan(name))
+            return text or self._plans.get(tenant, name)
+
+        return web.json_response({"name": name, "text": await asyncio.to_thread(look)})
 
     async def _put_plan(self, request: web.Request) -> web.Response:
         tenant, name = tenant_of(request), request.match_info["name"]
@@ -183,22 +200,6 @@ class OperatorHttp:
 
         return web.json_response(await asyncio.to_thread(put))
 
-    def _server_json(self, row: ServerRow, last: Point | None) -> dict[str, Any]:
-        lag_seconds = None
-        if last is not None:
-            lag_seconds = round(max(0.0, self._now() - datetime.fromisoformat(last.taken_at).timestamp()), 1)
-        return {
-            "id": row.id,
-            "name": row.name,
-            "state": row.state.value,
-            "lag_seconds": lag_seconds,
-            "volumes": [to_json(volume) for volume in row.volumes],
-            "last_point": None if last is None else last.id,
-            "epoch": row.epoch,
-            "owner": row.owner_machine,
-            "last_seen_at": None if row.last_seen_at is None else iso_time(row.last_seen_at),
-        }
-
 
 def tenant_of(request: web.Request) -> str:
     return request.query.get("tenant", DEFAULT_TENANT)
@@ -211,10 +212,6 @@ def wait_of(request: web.Request) -> float:
         return min(max(float(text), 0.0), MAX_WAIT_SECONDS)
     except ValueError:
         raise UsageError(f"wait_seconds is {text!r}, and should be a number") from None
-
-
-def iso_time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _command_json(row: CommandRow) -> dict[str, Any]:

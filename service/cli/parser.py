@@ -18,7 +18,13 @@ Run = Callable[[argparse.Namespace], None]
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0, 1 (it failed: one line on stderr) or 2 (wrong usage)."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    asks = getattr(options, "confirms", False) and not (
+        options.yes or options.dry_run or getattr(options, "drill", False)
+    )
+    if asks and not sys.stdin.isatty():
+        parser.error("nobody is here to confirm this: say --yes (or --dry-run to see the steps)")
     try:
         options.run(options)
     except UnderstudyError as error:
@@ -173,7 +179,7 @@ def _add_runs(commands: _Commands) -> None:
         runs.panic,
         "the button: boot the newest point in the place of a lost server",
         "panic web01 --dry-run",
-        "panic web01 --drill --yes",
+        "panic web01 --drill",
         "panic web01 --yes",
         "panic web01 --point 2026-01-31T14:30:00Z",
     )
@@ -182,12 +188,14 @@ def _add_runs(commands: _Commands) -> None:
     panic.add_argument("--point", metavar="ID|latest|TIME", default="latest")
     panic.add_argument("--dry-run", action="store_true", help="print the steps and do nothing")
     panic.add_argument("--yes", action="store_true", help="do not ask")
+    panic.set_defaults(confirms=True)
 
     failback = commands.add("failback", runs.failback, "the way home of a failed-over server", "failback failover-1a2b")
     failback.add_argument("run_id", metavar="RUN")
     failback.add_argument("--server", metavar="NAME", help="which, when the run booted several")
     failback.add_argument("--dry-run", action="store_true")
     failback.add_argument("--yes", action="store_true", help="do not ask")
+    failback.set_defaults(confirms=True)
 
     end = commands.add("end", runs.end, "end a run and remove all it made", "end drill-1a2b3c4d")
     end.add_argument("run_id", metavar="RUN")

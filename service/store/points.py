@@ -35,6 +35,7 @@ class PointStore:
             newest = select(func.max(points.c.sequence)).where(points.c.server_id == manifest.server_id)
             values = to_json(point)
             values["server_name"] = values.pop("server")
+            del values["bootable"]  # follows from the runs, and is not kept twice
             connection.execute(
                 insert(points).values(
                     **values,
@@ -96,10 +97,6 @@ class PointStore:
         with self._database.write() as connection:
             connection.execute(update(points).where(points.c.id == point_id).values(verified_at=verified_at))
 
-    def mark_bootable(self, point_id: str, bootable: bool) -> None:
-        with self._database.write() as connection:
-            connection.execute(update(points).where(points.c.id == point_id).values(bootable=bootable))
-
     # --- pulls ---
 
     def add_pull(self, point_id: str, volume: int, machine_id: str, root: str) -> None:
@@ -138,6 +135,6 @@ class PointStore:
 
 
 def _point(found: RowMapping) -> Point:
-    fields: dict[str, Any] = {name: found[name] for name in Point.__dataclass_fields__ if name != "server"}
+    fields: dict[str, Any] = {name: found[name] for name in Point.__dataclass_fields__ if name in found}
     fields["volumes"] = [from_json(PointVolume, volume) for volume in found["volumes"]]
     return Point(server=found["server_name"], **fields)

@@ -98,7 +98,6 @@ points = Table(
     Column("parent", String(60)),
     Column("sequence", Integer, nullable=False),
     Column("verified_at", String(40)),
-    Column("bootable", Boolean),
     Column("created_at", Double, nullable=False),
     UniqueConstraint("server_id", "sequence", name="uq_points_server_sequence"),
 )

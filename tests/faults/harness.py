@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-BINARIES = Path(os.environ.get("UNDERSTUDY_BIN", Path(sys.executable).parent))  # DEV
+BINARIES = Path(sys.executable).parent
 PATIENCE_SECONDS = 120.0
 """No step of any test takes nearly as long; what takes longer hangs."""
 
@@ -255,7 +255,7 @@ class Ledger:
 
         `sources`: what a point that was made, but never reported (the agent or the line died first), may hold."""
         listed = [point["id"] for point in service.points(self.agent.server_name)]
-        for point in listed:
+        for point in reversed(listed):
             if point not in self.sums and sources:
                 self.sums[point] = [sum_of(source) for source in sources]
         known = [point for point in self.sums if point in listed]

@@ -104,9 +104,7 @@ class Instances:
             machine_id=record.spec.machine_id,
             addresses={guest: (_HOST, host) for guest, host in record.host_ports.items()},
             network=record.spec.network,
-            points=[point_id for _, point_id in record.spec.points],
             detail=detail,
-            points=tuple(point for _, point in record.spec.points),
         )
 
     def console(self, instance_id: str, last_bytes: int) -> str:

@@ -71,7 +71,6 @@ def upgrade() -> None:
         sa.Column("parent", sa.String(60)),
         sa.Column("sequence", sa.Integer, nullable=False),
         sa.Column("verified_at", sa.String(40)),
-        sa.Column("bootable", sa.Boolean),
         sa.Column("created_at", sa.Double, nullable=False),
         sa.UniqueConstraint("server_id", "sequence", name="uq_points_server_sequence"),
     )
