@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from agent.protocol.errors import Conflict, StorageError, UsageError
 from agent.protocol.tokens import AdminToken
@@ -135,6 +136,7 @@ async def _serve(options: ServeOptions) -> None:
         )
         app.add_routes(RunHttp(RunDesk(servers, points, plans, runs, site, executor), bell).routes())
 
+        logging.getLogger("aiohttp.server").addFilter(_in_one_line)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
         resources.push_async_callback(runner.cleanup)
@@ -180,6 +182,16 @@ def _listen(options: ServeOptions) -> socket.socket:
             f"cannot listen on {options.host}:{options.port}: {error.strerror}",
             "choose another: --listen HOST:PORT",
         ) from None
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """What is no HTTP (a port scanner's greeting) is worth a line in the log, and no traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.exc_info = None
+        record.msg = f"{record.msg}: it is no HTTP ({type(error).__name__})"
+        record.levelno, record.levelname = logging.INFO, "INFO"
+    return True
 
 
 def _stop_event() -> asyncio.Event:

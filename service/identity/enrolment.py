@@ -110,10 +110,12 @@ class Enrolment:
         return RenewReply(certificate_pem=issued.pem)
 
     def certificate(self, serial: str) -> CertificateRow:
-        """Raises TrustError (unknown), AuthError (revoked)."""
+        """Raises TrustError (unknown, or expired: TLS lets those through), AuthError (revoked)."""
         found = self._store.certificate(serial)
         if found is None:
             raise TrustError(f"the service does not know the certificate {serial}", _ENROL_AGAIN)
+        if found.not_after <= self._now():
+            raise TrustError("this agent's certificate has expired", f"check the clocks; else {_ENROL_AGAIN}")
         if found.revoked:
             raise AuthError(f"the certificate {serial} was revoked", _ENROL_AGAIN)
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from agent.protocol.digests import DIGEST_BYTES
-from agent.protocol.errors import InternalError, UnderstudyError, UsageError
+from agent.protocol.errors import InternalError, StorageError, UnderstudyError, UsageError
 from agent.protocol.frames import encode_offer
 from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import to_json
@@ -23,6 +24,8 @@ from service.receiver.receiver import Receiver
 
 MAX_EXPORT_BLOCKS = 1024
 _PROGRESS_SECONDS = 0.5
+
+log = logging.getLogger(__name__)
 
 
 class VerifiedRows(Protocol):
@@ -72,7 +75,10 @@ class OperatorHttp:
 
             manifest = self._receiver.archive.manifest(listed.server_id, listed.point.id)
             self._receiver.archive.verify(manifest, progress)
-            self._rows.mark_verified(listed.point.id, _now())
+            try:
+                self._rows.mark_verified(listed.point.id, _now())
+            except StorageError as error:  # a database that cannot be written (a full disk) is no fault of the point
+                log.warning("that point %s was verified is not written down: %s", listed.point.id, error)
             return self._rows.get(listed.point.id)
 
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})

@@ -64,13 +64,12 @@ class PointArchive:
     def recover(self, server_id: str | None = None) -> list[Manifest]:
         """Carry commits and removals that a crash cut to their end, of one server or of all.
 
-        Returns the manifests of all points there are, oldest first."""
+        Returns the manifests of all points there are, each server's in the order in which they were made."""
         names: dict[str, set[str]] = {}
         for owner, name in self._site.documents():
             if server_id in (None, owner):
                 names.setdefault(owner, set()).add(name)
-        found = [manifest for owner in names for manifest in self._recover_server(owner, names[owner])]
-        return sorted(found, key=lambda manifest: manifest.point.taken_at)
+        return [manifest for owner in names for manifest in self._recover_server(owner, names[owner])]
 
     def _recover_server(self, server_id: str, names: set[str]) -> list[Manifest]:
         """Each suffix is looked for from the longest on, since `.json` ends them all."""
@@ -97,7 +96,7 @@ class PointArchive:
         for name in names:
             if name.endswith(_DIGESTS) and name.split(".")[0] not in found.keys() | removed:
                 self._site.delete_document(server_id, name)  # of a commit that never got as far as its manifest
-        return list(found.values())
+        return _in_order(found)
 
     def _finish_removal(self, server_id: str, point_id: str, volumes: int) -> None:
         for index in range(volumes):
@@ -167,6 +166,19 @@ class PointArchive:
             return unsealed(document, self._key.public_key())
         except StorageError as error:
             raise StorageError(f"{name}: {error.message}", error.hint) from None
+
+
+def _in_order(found: dict[str, Manifest]) -> list[Manifest]:
+    """Each point after the one that it was made on: clocks may jump, the chain at the site does not."""
+    children: dict[str | None, list[Manifest]] = {}
+    for manifest in sorted(found.values(), key=lambda manifest: manifest.point.taken_at):
+        children.setdefault(manifest.parent if manifest.parent in found else None, []).append(manifest)
+    ordered: list[Manifest] = []
+    waiting = children.get(None, [])
+    while waiting:
+        ordered += waiting
+        waiting = [child for manifest in waiting for child in children.get(manifest.point.id, [])]
+    return ordered
 
 
 def _digests_name(point_id: str, index: int) -> str:

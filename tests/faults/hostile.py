@@ -1,12 +1,14 @@
-"""A client with a valid certificate and bad intentions: it speaks TLS to the real service, and nothing else as it should.
+"""A client with a valid certificate and bad intentions: it speaks TLS to the real service, and little else right.
 
 Everything goes over blocking sockets of our own, so that no library repairs what is meant to be broken.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import re
 import socket
 import ssl
 import struct
@@ -18,8 +20,9 @@ import zstandard
 from blake3 import blake3
 
 from agent.client import SERVICE_NAME, pinned_context
-from agent.protocol.digests import block_digest
+from agent.protocol.digests import DigestMap, block_digest
 from agent.protocol.frames import encode_blocks, encode_offer, encode_zeros
+from agent.protocol.grid import BlockGrid
 from agent.state import State
 from tests.faults.harness import Agent
 
@@ -77,11 +80,30 @@ class Hostile:
         message = {"roots": roots, "consistency": "crash", "completeness": "scanned", "age_seconds": 0.0}
         return self.post(f"/agent/v1/sessions/{session}/commit", {**message, **more})
 
+    def push(self, content: bytes, **more: Any) -> str:
+        """An honest push of one volume of whole blocks; its point's id. `more`: fields of the commit."""
+        session = str(self.begin(len(content)).document["session"])
+        assert self.blocks(session, blocks_of(content)).status == 200
+        return str(self.commit(session, [root_of(content)], **more).document["id"])
+
     def blocks(self, session: str, body: bytes, volume: int | str = 0) -> Answer:
         return self.ask("POST", f"/agent/v1/sessions/{session}/volumes/{volume}/blocks", body)
 
     def offer(self, session: str, body: bytes, volume: int | str = 0) -> Answer:
         return self.ask("POST", f"/agent/v1/sessions/{session}/volumes/{volume}/offer", body)
+
+
+def blocks_of(content: bytes) -> bytes:
+    """One BLOCKS frame with all of a volume's content."""
+    contents = [content[at : at + BLOCK] for at in range(0, len(content), BLOCK)]
+    return encode_blocks(list(range(len(contents))), b"".join(map(block_digest, contents)), contents)
+
+
+def root_of(content: bytes) -> str:
+    digests = DigestMap(BlockGrid(len(content), BLOCK))
+    for index in range(digests.grid.count):
+        digests[index] = block_digest(content[index * BLOCK : (index + 1) * BLOCK])
+    return digests.root().hex()
 
 
 def request_bytes(method: str, path: str, body: bytes, headers: Sequence[str] = ()) -> bytes:
@@ -92,18 +114,17 @@ def request_bytes(method: str, path: str, body: bytes, headers: Sequence[str] = 
 
 
 def read_answer(line: ssl.SSLSocket) -> Answer:
-    """All up to the end of the line. A line that was cut: status 0."""
+    """One answer; what the service does with the line afterwards is its own affair. A line that was cut: status 0."""
     received = b""
-    try:
+    with contextlib.suppress(OSError):
         while piece := line.recv(65536):
             received += piece
-    except (ssl.SSLError, OSError):
-        pass
+            head, _, body = received.partition(b"\r\n\r\n")
+            length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+            if length is not None and len(body) >= int(length[1]):
+                break
     head, _, body = received.partition(b"\r\n\r\n")
-    if not head:
-        return Answer(0, b"")
-    status = int(head.split(b" ")[1])
-    return Answer(status, body)
+    return Answer(int(head.split(b" ")[1]), body) if head else Answer(0, b"")
 
 
 # --- frames that no agent sends ---

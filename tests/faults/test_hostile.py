@@ -1,4 +1,4 @@
-"""Whatever an agent with a valid certificate sends: refused, nothing written, and the service is there for the others."""
+"""Whatever an agent with a valid certificate sends: refused, nothing written, and the others are still served."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from agent.inventory import machine_id
-from agent.protocol.digests import DigestMap, block_digest
+from agent.protocol.digests import block_digest
 from agent.protocol.frames import encode_blocks, encode_offer
-from agent.protocol.grid import BlockGrid
 from agent.state import State
 from tests.faults.harness import Agent, Ledger, Service
 from tests.faults.hostile import (
@@ -27,6 +26,7 @@ from tests.faults.hostile import (
     good_blocks,
     read_answer,
     request_bytes,
+    root_of,
     sealed_frame,
 )
 
@@ -57,27 +57,10 @@ def refused(answer: Answer) -> str:
     return answer.code
 
 
-def root_of(content: bytes) -> str:
-    digests = DigestMap(BlockGrid(len(content), BLOCK))
-    for index in range(digests.grid.count):
-        digests[index] = block_digest(content[index * BLOCK : (index + 1) * BLOCK])
-    return digests.root().hex()
-
-
-def pushed(hostile: Hostile, content: bytes) -> str:
-    """An honest push of one volume; its point's id."""
-    session = hostile.begin(len(content)).document["session"]
-    indices = list(range(len(content) // BLOCK))
-    contents = [content[index * BLOCK : (index + 1) * BLOCK] for index in indices]
-    body = encode_blocks(indices, b"".join(map(block_digest, contents)), contents)
-    assert hostile.blocks(session, body).status == 200
-    return str(hostile.commit(session, [root_of(content)]).document["id"])
-
-
 def test_frames_that_are_not_right_are_refused_and_write_nothing(hostile: Hostile, service: Service) -> None:
     rng = random.Random(1)
     content = rng.randbytes(SIZE)
-    pushed(hostile, content)
+    hostile.push(content)
     session = hostile.begin(SIZE).document["session"]
     for what, body in bad_blocks(COUNT, rng):
         answer = hostile.blocks(session, body)
@@ -90,7 +73,7 @@ def test_frames_that_are_not_right_are_refused_and_write_nothing(hostile: Hostil
 def test_offers_that_are_not_right_are_refused(hostile: Hostile) -> None:
     rng = random.Random(2)
     content = rng.randbytes(SIZE)
-    pushed(hostile, content)
+    hostile.push(content)
     session = hostile.begin(SIZE).document["session"]
     for body in (
         b"",
@@ -122,7 +105,7 @@ def test_volumes_that_are_not_there_are_not_found(hostile: Hostile) -> None:
 def test_commits_that_do_not_fit_make_no_point(hostile: Hostile, service: Service, agent: Agent) -> None:
     rng = random.Random(4)
     content = rng.randbytes(SIZE)
-    point, root = pushed(hostile, content), root_of(content)
+    point, root = hostile.push(content), root_of(content)
     session = hostile.begin(SIZE).document["session"]
     assert hostile.commit(session, [root_of(rng.randbytes(SIZE))]).code == "root_mismatch"
     for roots in ([], [root, root], [root] * 5000, ["not hex"], [""], [root.upper() + "00"]):
@@ -150,7 +133,7 @@ def test_commits_that_do_not_fit_make_no_point(hostile: Hostile, service: Servic
     service.kill()
     service.start()
     assert [listed["id"] for listed in service.points(agent.server_name)] == [point]
-    assert pushed(hostile, content)
+    assert hostile.push(content)
 
 
 def test_volumes_that_cannot_be_are_refused(hostile: Hostile, service: Service) -> None:
@@ -168,7 +151,7 @@ def test_volumes_that_cannot_be_are_refused(hostile: Hostile, service: Service) 
         refused(hostile.begin(SIZE, path=path))
     service.kill()
     service.start()
-    assert pushed(hostile, random.Random(5).randbytes(SIZE))
+    assert hostile.push(random.Random(5).randbytes(SIZE))
 
 
 def test_machine_ids_that_cannot_be_are_refused(hostile: Hostile) -> None:
@@ -241,7 +224,7 @@ def test_one_servers_agent_gets_at_nothing_of_anothers(
 ) -> None:
     rng = random.Random(7)
     content = rng.randbytes(SIZE)
-    point = pushed(hostile, content)
+    point = hostile.push(content)
     session = hostile.begin(SIZE).document["session"]
     stranger_agent = Agent(tmp_path / "stranger", service)
     stranger_agent.enroll("other01")
@@ -360,7 +343,7 @@ def test_what_is_no_request_of_an_agent_is_refused(hostile: Hostile, service: Se
 
 def test_pulled_reports_that_are_not_true_are_refused(hostile: Hostile) -> None:
     content = random.Random(10).randbytes(SIZE)
-    point = pushed(hostile, content)
+    point = hostile.push(content)
     report: dict[str, Any] = {"root": root_of(content), "machine_id": hostile.machine_id}
     for volume, wrong in (
         (0, {"root": root_of(bytes(SIZE))}),

@@ -59,6 +59,7 @@ def test_a_pull_lives_through(
     assert onto.read_bytes() == image.read_bytes()
 
 
+@pytest.mark.long
 def test_a_service_that_stays_away_is_one_clear_line_and_costs_nothing(
     protected: Agent, relay: Relay, image: Path, ledger: Ledger, service: Service
 ) -> None:
@@ -76,7 +77,7 @@ def test_a_line_that_went_silent_for_ever_is_given_up_and_the_push_goes_on(
     agent: Agent, relay: Relay, image: Path, ledger: Ledger, service: Service
 ) -> None:
     agent.protect(image)
-    relay.arm(Fault(Harm.HALF_OPEN, after_bytes=1 << 20, seconds=3600))
+    relay.arm(Fault(Harm.HALF_OPEN, after_bytes=1 << 20, seconds=3600))  # far longer than an agent waits
     ledger.reported(agent.push(), image)
     assert relay.struck.is_set()
     ledger.check(service)

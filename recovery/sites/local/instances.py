@@ -104,6 +104,7 @@ class Instances:
             machine_id=record.spec.machine_id,
             addresses={guest: (_HOST, host) for guest, host in record.host_ports.items()},
             network=record.spec.network,
+            points=[point_id for _, point_id in record.spec.points],
             detail=detail,
         )
 

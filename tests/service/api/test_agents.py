@@ -1,0 +1,81 @@
+"""A real agent's daemon on a real service: heartbeat, commands, renewal."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.identity.ownership import handed_to_instance
+from service.store.commands import CommandStore
+from service.store.database import Database, sqlite_url
+from service.store.servers import ServerStore
+from tests.faults.harness import Agent, Service, ended, run
+from tests.faults.images import make_image
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    made = Service(tmp_path / "service", "--interval-seconds", "100000")
+    made.start()
+    yield made
+    assert made.stop() == 0
+    assert "Traceback" not in made.log(), made.log()
+
+
+@pytest.fixture
+def daemon(service: Service, tmp_path: Path) -> Iterator[Agent]:
+    agent = Agent(tmp_path / "agent", service)
+    agent.enroll("web01")
+    agent.protect(make_image(tmp_path / "disk.raw", random.Random(1), 1 << 20))
+    running = agent.begin("run")
+    yield agent
+    running.terminate()
+    log = ended(running).err
+    assert "Traceback" not in log, log
+
+
+def test_take_asks_the_agent_waits_and_prints_the_point(service: Service, daemon: Agent) -> None:
+    point = run("understudy", "take", "web01", "--label", "by hand", "--data", service.data, "--json").document
+    assert (point["server"], point["label"]) == ("web01", "by hand")
+    (server,) = run("understudy", "servers", "--data", service.data, "--json").document
+    assert server["last_point"] == point["id"]
+    assert server["state"] == "protected"
+    assert server["lag_seconds"] is not None
+    assert [volume["size_bytes"] for volume in server["volumes"]] == [1 << 20]
+    points = run("understudy", "points", "web01", "--data", service.data, "--json").document
+    assert point in points
+    assert {"id", "server", "taken_at", "consistency", "completeness", "root", "size_bytes", "sent_bytes", "label",
+            "verified_at", "bootable"} <= point.keys()  # fmt: skip
+
+
+def test_what_an_agent_was_asked_for_survives_a_kill_of_the_service(service: Service, daemon: Agent) -> None:
+    run("understudy", "take", "web01", "--data", service.data, "--json").document  # noqa: B018  # asserts
+    service.kill()
+    database = Database.open(sqlite_url(service.data / "understudy.sqlite"))
+    server = ServerStore(database).by_name("default", "web01")
+    CommandStore(database).add("take-while-away", "default", server.id, "push", "asked while away")
+    database.close()
+    service.start()
+    labels: list[str | None] = []
+    while "asked while away" not in labels:
+        run("understudy", "take", "web01", "--data", service.data, "--json").document  # noqa: B018  # asserts
+        points = run("understudy", "points", "web01", "--data", service.data, "--json").document
+        labels = [point["label"] for point in points]
+
+
+def test_an_instance_that_was_handed_the_server_makes_the_daemon_stand_down(service: Service, daemon: Agent) -> None:
+    run("understudy", "take", "web01", "--data", service.data, "--json").document  # noqa: B018  # asserts
+    service.stop()
+    database = Database.open(sqlite_url(service.data / "understudy.sqlite"))
+    servers = ServerStore(database)
+    server = servers.by_name("default", "web01")
+    servers.change(server.id, lambda row: handed_to_instance(row, "instance", "failover-1", 1.0))
+    database.close()
+    service.start()
+    complaint = daemon.push().complaint
+    assert "failed over" in complaint
+    assert "instance" in complaint
+    (document,) = json.loads(run("understudy", "servers", "--data", service.data, "--json").out)
+    assert (document["state"], document["owner"], document["epoch"]) == ("failed_over", "instance", 2)

@@ -1,0 +1,137 @@
+"""`understudy` as a user calls it, against a real service."""
+
+import json
+import os
+import pty
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.cli.parser import build_parser
+from tests.faults.harness import BINARIES, Service, run
+
+PLAN = "plan: shop\ngroups:\n  - servers:\n      - name: web01\n"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    made = Service(tmp_path_factory.mktemp("service"))
+    made.start()
+    yield made
+    assert made.stop() == 0
+    assert not (made.data / "service.json").exists()
+
+
+def commands() -> list[str]:
+    (subparsers,) = (action for action in build_parser()._actions if action.dest == "==SUPPRESS==" and action.choices)
+    assert subparsers.choices
+    return list(subparsers.choices)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args([command, "--help"])
+    assert ended.value.code == 0
+    assert f"examples:\n  understudy {command}" in capsys.readouterr().out
+
+
+def test_json_is_one_document_and_nothing_else(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "shop.yaml").write_text(PLAN)
+    for arguments in (["servers"], ["runs"], ["enroll-token"], ["plan", "apply", str(tmp_path / "shop.yaml")],
+                      ["plan", "show", "shop"]):  # fmt: skip
+        ran = run("understudy", *arguments, "--data", service.data, "--json")
+        assert (ran.code, ran.err) == (0, "")
+        json.loads(ran.out)
+
+
+def test_a_token_comes_with_the_line_to_run(service: Service) -> None:
+    issued = run("understudy", "enroll-token", "--name", "web01", "--data", service.data, "--json").document
+    assert issued.keys() == {"token", "ca_fingerprint", "expires_at", "command"}
+    assert issued["command"] == f"understudy-agent enroll {service.url} {issued['token']}"
+    assert issued["token"].endswith(issued["ca_fingerprint"])
+
+
+def test_the_service_is_found_by_url_and_token_as_well(service: Service) -> None:
+    token = (service.data / "admin-token").read_text()
+    assert run("understudy", "servers", "--url", service.url, "--token", token, "--json").document == []
+    env = {"UNDERSTUDY_URL": service.url, "UNDERSTUDY_TOKEN": token}
+    assert run("understudy", "servers", "--json", env=env).document == []
+
+
+def test_a_token_of_another_service_is_not_even_sent(service: Service) -> None:
+    token = (service.data / "admin-token").read_text().strip()
+    other = token[:-4] + ("0000" if token[-4:] != "0000" else "1111")
+    assert "another fingerprint" in run("understudy", "servers", "--url", service.url, "--token", other).complaint
+    secret = token.split("_", 1)[1]
+    wrong = f"usa1_{'x' * 43}_{secret[-64:]}"
+    assert "does not know" in run("understudy", "servers", "--url", service.url, "--token", wrong).complaint
+
+
+def test_what_cannot_be_is_one_line_with_a_way_out(service: Service, tmp_path: Path) -> None:
+    data = service.data
+    assert "nobody" in run("understudy", "points", "nobody", "--data", data).complaint
+    assert "nobody" in run("understudy", "take", "nobody", "--data", data).complaint
+    assert "nobody" in run("understudy", "panic", "nobody", "--yes", "--data", data).complaint
+    assert "failover-x" in run("understudy", "failback", "failover-x", "--yes", "--data", data).complaint
+    assert "pt-x" in run("understudy", "verify", "pt-x", "--data", data).complaint
+    assert "line 1" in run("understudy", "plan", "apply", _file(tmp_path, "a: ["), "--data", data).complaint
+    assert "--data" in run("understudy", "servers").complaint
+    assert "serve" in run("understudy", "servers", "--data", tmp_path / "none").complaint
+    assert "no service answers" in run("understudy", "servers", "--url", "https://127.0.0.1:1",
+                                       "--token", (data / "admin-token").read_text()).complaint  # fmt: skip
+
+
+def _file(folder: Path, text: str) -> Path:
+    path = folder / "plan.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], [], ["panic"], ["serve", "--data", "/x", "--listen", "nowhere"],
+                                       ["panic", "web01"], ["failback", "failover-1"]])  # fmt: skip
+def test_wrong_usage_exits_2(service: Service, arguments: list[str]) -> None:
+    """Among it: a button that nobody is there to confirm."""
+    assert run("understudy", *arguments, "--data", service.data).code == 2
+
+
+def test_on_a_terminal_the_button_needs_no_yes(service: Service) -> None:
+    ours, theirs = pty.openpty()
+    command = [str(BINARIES / "understudy"), "panic", "nobody", "--data", str(service.data)]
+    try:
+        ended = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=60, check=False)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert ended.returncode == 1, "it gets as far as the service, which knows no such server"
+    assert "nobody" in ended.stderr
+
+
+def test_a_second_service_on_the_same_folder_or_port_is_refused(service: Service, tmp_path: Path) -> None:
+    listen = f"127.0.0.1:{service.port}"
+    same = run("understudy", "serve", "--data", service.data, "--listen", "127.0.0.1:0")
+    assert "another service runs on" in same.complaint
+    taken = run("understudy", "serve", "--data", tmp_path / "other", "--listen", listen)
+    assert "cannot listen on" in taken.complaint.splitlines()[-1]
+
+
+def test_a_site_that_is_not_built_yet_says_so(tmp_path: Path) -> None:
+    assert "not built yet" in run("understudy", "serve", "--data", tmp_path / "x", "--site", "aws").complaint
+
+
+def test_the_operators_token_is_private_and_survives_a_kill_like_all_that_was_committed(tmp_path: Path) -> None:
+    service = Service(tmp_path / "service")
+    service.start()
+    try:
+        path = service.data / "admin-token"
+        assert path.stat().st_mode & 0o777 == 0o600
+        token = path.read_text()
+        run("understudy", "plan", "apply", _file(tmp_path, PLAN), "--data", service.data, "--json")
+        service.kill()
+        service.start()
+        assert path.read_text() == token
+        assert run("understudy", "plan", "show", "shop", "--data", service.data, "--json").document["text"] == PLAN
+    finally:
+        service.stop()

@@ -1,0 +1,44 @@
+import asyncio
+import threading
+
+from service.bell import Bell
+
+
+async def test_a_ring_from_another_thread_ends_the_wait() -> None:
+    bell, found = Bell(), threading.Event()
+    waiting = asyncio.create_task(bell.news(lambda: "news" if found.is_set() else None, 60))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+
+    def tell() -> None:
+        found.set()
+        bell.ring()
+
+    await asyncio.to_thread(tell)
+    assert await waiting == "news"
+
+
+async def test_a_ring_between_looking_and_waiting_is_not_missed() -> None:
+    bell, looks = Bell(), 0
+
+    def look() -> str | None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            bell.ring()
+        return "news" if looks == 2 else None
+
+    assert await bell.news(look, 60) == "news"
+
+
+async def test_nothing_new_is_none_when_the_time_is_over() -> None:
+    assert await Bell().news(lambda: None, 0.05) is None
+    assert await Bell().news(lambda: None, 0) is None
+
+
+async def test_closing_ends_every_wait() -> None:
+    bell = Bell()
+    waiting = asyncio.create_task(bell.news(lambda: None, 60))
+    await asyncio.sleep(0.05)
+    bell.close()
+    assert await waiting is None
