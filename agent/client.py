@@ -25,6 +25,7 @@ from agent.protocol.errors import (
     TransportError,
     TrustError,
     UnderstudyError,
+    UsageError,
 )
 from agent.protocol.messages import PROTOCOL_VERSION, VERSION_HEADER, from_json, to_json
 from agent.state import State
@@ -55,6 +56,9 @@ class ServiceClient:
         server_hostname: str | None = SERVICE_NAME,
         patience_seconds: float = DEFAULT_PATIENCE_SECONDS,
     ) -> None:
+        """Raises UsageError for a URL that is not https."""
+        if not url.startswith("https://"):  # a token or a disk's content must never travel in the clear
+            raise UsageError(f"{url!r} is no https:// address", "it looks like https://HOST:8470")
         self._url = url.rstrip("/")
         self._context = context
         self._server_hostname = server_hostname

@@ -22,7 +22,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from agent.protocol.errors import Conflict, StorageError, UsageError
+from agent.protocol.errors import Conflict, SiteError, StorageError, UsageError
 from agent.protocol.tokens import AdminToken
 from recovery.executor import Executor
 from recovery.sites.local import LocalSite
@@ -132,7 +132,18 @@ async def _serve(options: ServeOptions) -> None:
         everywhere = options.host in _EVERYWHERE
         for_agents = f"https://{socket.gethostname()}:{port}" if everywhere else url
         app.add_routes(
-            OperatorHttp(enrolment, servers, points, commands, plans, runs, audit, bell, for_agents).routes()
+            OperatorHttp(
+                enrolment,
+                servers,
+                points,
+                commands,
+                plans,
+                runs,
+                audit,
+                bell,
+                for_agents,
+                lambda server_id: receiver.sessions.current(server_id) is not None,
+            ).routes()
         )
         app.add_routes(RunHttp(RunDesk(servers, points, plans, runs, site, executor), bell).routes())
 
@@ -150,6 +161,7 @@ async def _serve(options: ServeOptions) -> None:
         chores = [
             asyncio.create_task(keep_up(receiver, reader, points, options.keep, threads)),
             asyncio.create_task(_keep_certificate(pki, options.host, tls)),
+            asyncio.create_task(_prepare(site)),
         ]
         print(f"ready {url}", flush=True)
         log.info("ready at %s, data in %s", url, data)
@@ -158,6 +170,14 @@ async def _serve(options: ServeOptions) -> None:
             chore.cancel()
         (data / "service.json").unlink(missing_ok=True)
         log.info("stopping")
+
+
+async def _prepare(site: LocalSite) -> None:
+    """What the first launch would have to find out is found out before somebody is in a hurry."""
+    try:
+        await asyncio.to_thread(site.prepare)
+    except SiteError as error:
+        log.warning("nothing could be booted here now: %s", error)
 
 
 async def _keep_certificate(pki: Pki, listen_host: str, tls: ssl.SSLContext) -> None:

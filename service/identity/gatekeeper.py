@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ssl
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from agent.protocol.errors import AuthError, NotFound, StaleEpoch
-from agent.protocol.messages import Point, PulledReport
+from agent.protocol.messages import Point, PulledReport, VolumeDeclaration
 from recovery.control import Server
 from service.identity.enrolment import Enrolment, machine_of
 from service.identity.ownership import Claim, Decision, StandDown, Take, claimed, decide
@@ -103,6 +104,13 @@ class Gatekeeper:
 
         server = self._servers.change(server_id, transition)
         return server, Take() if isinstance(decisions[-1], Claim) else decisions[-1]
+
+    def record_push(self, server_id: str, volumes: list[VolumeDeclaration]) -> None:
+        """The owner made contact, and this is what it replicates."""
+        now = self._now()
+        self._servers.change(
+            server_id, lambda server: dataclasses.replace(server, last_seen_at=now, volumes=tuple(volumes))
+        )
 
     def point_of(self, server_id: str, point_id: str) -> Point:
         """A point of this server by id, or `latest`. Raises NotFound."""

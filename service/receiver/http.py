@@ -18,6 +18,7 @@ from agent.protocol.messages import (
     CommitRequest,
     Point,
     PulledReport,
+    VolumeDeclaration,
     from_json,
     to_json,
 )
@@ -49,6 +50,10 @@ class Gatekeeper(Protocol):
 
     def authorize_push(self, server_id: str, machine_id: str, serial: str) -> Server:
         """Raises StaleEpoch, AuthError."""
+        ...
+
+    def record_push(self, server_id: str, volumes: list[VolumeDeclaration]) -> None:
+        """The owner made contact, and this is what it replicates."""
         ...
 
     def point_of(self, server_id: str, point_id: str) -> Point:
@@ -84,8 +89,12 @@ class ReceiverHttp:
         message = await read_message(request, BeginRequest)
 
         def begin() -> Any:
-            server = self._gatekeeper.authorize_push(caller.server_id, message.machine_id, caller.serial)
-            return self._receiver.begin(server, message)
+            def authorize() -> Server:
+                return self._gatekeeper.authorize_push(caller.server_id, message.machine_id, caller.serial)
+
+            begun = self._receiver.begin(caller.server_id, authorize, message)
+            self._gatekeeper.record_push(caller.server_id, message.volumes)
+            return begun
 
         return web.json_response(to_json(await self._run(begin)))
 
@@ -107,7 +116,11 @@ class ReceiverHttp:
         caller = self._gatekeeper.agent_of(request)
         session = request.match_info["session"]
         message = await read_message(request, CommitRequest)
-        point = await self._run(lambda: self._receiver.commit(caller.server_id, session, message))
+
+        def authorize(machine_id: str) -> Server:
+            return self._gatekeeper.authorize_push(caller.server_id, machine_id, caller.serial)
+
+        point = await self._run(lambda: self._receiver.commit(caller.server_id, session, authorize, message))
         return web.json_response(to_json(point))
 
     async def _abandon(self, request: web.Request) -> web.Response:

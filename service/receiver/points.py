@@ -181,5 +181,17 @@ def _in_order(found: dict[str, Manifest]) -> list[Manifest]:
     return ordered
 
 
+def in_commit_order(manifests: list[Manifest]) -> list[Manifest]:
+    """Each after the one it was made on: clocks may jump, the chain does not. Chains are told apart by their times."""
+    ids = {manifest.point.id for manifest in manifests}
+    made_on: dict[str | None, list[Manifest]] = {}
+    for manifest in sorted(manifests, key=lambda manifest: manifest.point.taken_at):
+        made_on.setdefault(manifest.parent if manifest.parent in ids else None, []).append(manifest)
+    ordered = made_on.get(None, [])
+    for manifest in ordered:  # grows as it goes
+        ordered.extend(made_on.get(manifest.point.id, []))
+    return ordered
+
+
 def _digests_name(point_id: str, index: int) -> str:
     return f"{point_id}.{index}{_DIGESTS}"

@@ -89,10 +89,13 @@ class Receiver:
 
     # --- push ---
 
-    def begin(self, server: Server, request: BeginRequest) -> BeginReply:
-        """Open a session. Raises VolumeBusy, BadMessage, StorageFull, StorageError."""
+    def begin(self, server_id: str, authorize: Callable[[], Server], request: BeginRequest) -> BeginReply:
+        """Open a session. `authorize` says whether this machine may push now; it is asked with the server's lock held,
+        so that a failover is either before or after. Raises VolumeBusy, BadMessage, StorageFull, StorageError, and
+        what `authorize` raises."""
         grids = _grids(request.volumes)
-        with self.sessions.server_lock(server.id):
+        with self.sessions.server_lock(server_id):
+            server = authorize()
             previous = self.sessions.check_may_begin(server.id, request.machine_id, request.supersedes)
             if previous is not None:
                 own = previous.id == request.supersedes
@@ -118,12 +121,18 @@ class Receiver:
         with session.request():
             return BlocksReply(written_blocks=_head(session, volume).write(frame))
 
-    def commit(self, server_id: str, session_id: str, request: CommitRequest) -> Point:
-        """Make the recovery point, or raise RootMismatch and leave everything as it is. Repeating gives the same."""
+    def commit(
+        self, server_id: str, session_id: str, authorize: Callable[[str], Server], request: CommitRequest
+    ) -> Point:
+        """Make the recovery point, or raise RootMismatch and leave everything as it is. Repeating gives the same.
+
+        `authorize` is asked again, with the machine's id: the server may have been failed over meanwhile."""
         with self.sessions.server_lock(server_id):
             if self.archive.exists(server_id, session_id):
                 return self.archive.manifest(server_id, session_id).point
-            return self.commit_session(self.sessions.get(session_id, server_id), request).point
+            session = self.sessions.get(session_id, server_id)
+            authorize(session.machine_id)
+            return self.commit_session(session, request).point
 
     def fence(self, server_id: str, because: str) -> None:
         """Take nothing more from whoever is pushing this server now."""

@@ -79,7 +79,7 @@ class Pusher:
             for index, image in enumerate(images)
         ]
         return self.bench.receiver.begin(
-            SERVER, BeginRequest(machine_id=self.machine_id, volumes=volumes, supersedes=supersedes)
+            SERVER.id, lambda: SERVER, BeginRequest(machine_id=self.machine_id, volumes=volumes, supersedes=supersedes)
         )
 
     def offer(self, session: str, image: bytes, volume: int = 0) -> list[int]:
@@ -103,6 +103,7 @@ class Pusher:
         return self.bench.receiver.commit(
             SERVER.id,
             session,
+            lambda machine_id: SERVER,
             CommitRequest(roots=roots, consistency="crash", completeness="scanned", age_seconds=1.5),
         )
 

@@ -12,12 +12,14 @@ from agent.protocol.errors import (
     NotFound,
     RootMismatch,
     SessionUnknown,
+    StaleEpoch,
     StorageError,
     Superseded,
     VolumeBusy,
 )
 from agent.protocol.frames import encode_blocks, encode_offer, encode_zeros
-from agent.protocol.messages import BeginRequest, VolumeDeclaration
+from agent.protocol.messages import BeginRequest, CommitRequest, VolumeDeclaration
+from recovery.control import Server
 from recovery.sites.contract import VolumeKey
 from service.receiver import session as session_module
 from tests.service.receiver.pushing import BLOCK, SERVER, Bench, Pusher, changed, digests_of, make_image
@@ -117,6 +119,29 @@ def test_a_fenced_push_gets_nothing_more_in(bench: Bench, pusher: Pusher) -> Non
         pusher.commit(begun.session, image)
 
 
+def test_a_commit_is_refused_when_the_server_was_failed_over_meanwhile(bench: Bench, pusher: Pusher) -> None:
+    image = make_image(5, seed=1)
+    begun = pusher.begin(image)
+    pusher.send(begun.session, image, pusher.offer(begun.session, image))
+
+    def failed_over(machine_id: str) -> Server:
+        raise StaleEpoch(f"machine {machine_id} is not the owner any more")
+
+    with pytest.raises(StaleEpoch, match="machine-1"):
+        bench.receiver.commit(
+            SERVER.id,
+            begun.session,
+            failed_over,
+            CommitRequest(
+                roots=[digests_of(image).root().hex()],
+                consistency="crash",
+                completeness="scanned",
+                age_seconds=0,
+            ),
+        )
+    assert bench.rows.newest_first(SERVER.id) == []
+
+
 def test_another_servers_push_is_unknown(bench: Bench, pusher: Pusher) -> None:
     begun = pusher.begin(make_image(5, seed=1))
     with pytest.raises(SessionUnknown):
@@ -159,7 +184,7 @@ def test_volumes_that_cannot_be_are_refused(bench: Bench) -> None:
     odd = VolumeDeclaration(path="/dev/vdb", size_bytes=1000, block_bytes=BLOCK)
     for volumes in ([], [odd], [good, good], [good] * 200):
         with pytest.raises(BadMessage):
-            bench.receiver.begin(SERVER, BeginRequest(machine_id="m", volumes=volumes))
+            bench.receiver.begin(SERVER.id, lambda: SERVER, BeginRequest(machine_id="m", volumes=volumes))
 
 
 def test_a_commit_cut_between_any_two_of_its_steps_is_carried_on_at_the_next_start(
@@ -211,6 +236,18 @@ def test_the_rows_are_made_again_from_the_site_when_the_database_is_lost(bench: 
     bench.rows.remove(point.id)
     bench.restart()
     assert bench.rows.newest_first(SERVER.id)[0].root == point.root
+
+
+def test_points_are_listed_in_the_order_of_the_chain_when_the_clock_jumped_back(
+    bench: Bench, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [pusher.push(make_image(4, seed=1)).id]
+    monkeypatch.setattr(bench.receiver, "_now", lambda: 1_000_000.0)
+    made.append(pusher.push(make_image(4, seed=2)).id)
+    for point_id in made:
+        bench.rows.remove(point_id)
+    bench.restart()
+    assert [point.id for point in bench.rows.newest_first(SERVER.id)] == made[::-1]
 
 
 def test_a_row_without_a_point_at_the_site_is_removed(bench: Bench, pusher: Pusher) -> None:

@@ -1,0 +1,1 @@
+from tests.agent.volumes.disks import lab  # noqa: F401 (a fixture)
