@@ -70,6 +70,9 @@ class _Daemon:
                     delay_seconds = MAX_RETRY_SECONDS
                 await asyncio.sleep(delay_seconds * random.uniform(0.7, 1.3))  # noqa: S311  # spreads load, no secret
                 delay_seconds = min(delay_seconds * 2, MAX_RETRY_SECONDS)
+            except Exception:  # a fault of ours must not leave the server without protection
+                log.exception("this should not happen; going on in %d s", MAX_RETRY_SECONDS)
+                await asyncio.sleep(MAX_RETRY_SECONDS)
 
     async def _once(self, client: ServiceClient) -> None:
         """One hello, and what follows from it."""

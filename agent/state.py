@@ -68,7 +68,7 @@ class State:
     """One agent's state folder. Raises UsageError where it cannot be used."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder.absolute()
 
     def make(self) -> None:
         """See to it that the folder exists and is ours alone."""

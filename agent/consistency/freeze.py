@@ -101,10 +101,11 @@ class Freeze:
         if self._frozen_since is None:
             return ThawResult(held=False, seconds=0.0)
         answer = self._ask("thaw", _GRACE_SECONDS)
-        since, self._frozen_since = self._frozen_since, None
-        if answer is not None:
-            return ThawResult(bool(answer["held"]), float(answer["seconds"]))
-        return ThawResult(self._thaw_ourselves(), time.monotonic() - since)
+        seconds, self._frozen_since = time.monotonic() - self._frozen_since, None
+        if answer is None:
+            return ThawResult(self._thaw_ourselves(), seconds)
+        # An answer without these is a late one, to a freeze() that was interrupted: nothing to rely on.
+        return ThawResult(answer.get("held", False), answer.get("seconds", seconds))
 
     def close(self) -> None:
         """Thaw if need be, and end the child. More than once is harmless."""
@@ -120,6 +121,8 @@ class Freeze:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
+        self._hidden.clear()
+        self._answers = b""
 
     def __enter__(self) -> Self:
         return self
@@ -144,15 +147,19 @@ class Freeze:
 
     def _start(self) -> subprocess.Popen[bytes]:
         package_root = str(Path(__file__).parents[2])
-        child = subprocess.Popen(
-            [sys.executable, "-B", "-m", "agent.consistency.freezer", str(self._limit_seconds), *self._descriptors],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            cwd="/",
-            env={**os.environ, "PYTHONPATH": package_root, "PYTHONDONTWRITEBYTECODE": "1"},
-            start_new_session=True,  # what ends our terminal or process group must not end it
-        )
+        command = [sys.executable, "-B", "-m", "agent.consistency.freezer", str(self._limit_seconds)]
+        try:
+            child = subprocess.Popen(
+                [*command, *self._descriptors],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                cwd="/",
+                env={**os.environ, "PYTHONPATH": package_root, "PYTHONDONTWRITEBYTECODE": "1"},
+                start_new_session=True,  # what ends our terminal or process group must not end it
+            )
+        except OSError as error:
+            raise FreezeError(f"the process that freezes cannot be started: {error.strerror}") from error
         self._child = child
         answer = self._receive(_START_SECONDS)
         if answer is None or "ready" not in answer:

@@ -14,7 +14,7 @@ import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from agent.consistency.freeze import Freeze, lock_memory
+from agent.consistency.freeze import Freeze, lock_memory, unlock_memory
 from agent.protocol.errors import FreezeError
 from agent.push.volume import Change, VolumePush
 from agent.tracking.tracker import ChangeTracker, Untracked
@@ -74,6 +74,7 @@ async def reach_instant(watched: list[Watched], filesystems: list[MountedFilesys
         found, at, frozen_seconds = await loop.run_in_executor(threads, _read_frozen, freeze, watched)
     finally:
         await loop.run_in_executor(threads, freeze.close)
+        unlock_memory()
     for one, changes in zip(watched, found, strict=True):
         await one.volume.send_changes(changes)
     return Instant(at, frozen_seconds)
@@ -81,17 +82,9 @@ async def reach_instant(watched: list[Watched], filesystems: list[MountedFilesys
 
 def _read_frozen(freeze: Freeze, watched: list[Watched]) -> tuple[list[list[Change]], float, float]:
     """Freeze, read what differs, thaw. In one thread, so that nothing else of ours comes in between."""
-    found: list[list[Change]] | None = []
     freeze.freeze()
-    at = time.monotonic()
     try:
-        for one in watched:
-            changes = one.volume.changes_within(one.changed_ranges(), MEMORY_BYTES)
-            if changes is None:
-                found = None
-                break
-            if found is not None:
-                found.append(changes)
+        found, at = _read_until_still(watched)
     finally:
         thawed = freeze.thaw()
     if not thawed.held:
@@ -101,6 +94,29 @@ def _read_frozen(freeze: Freeze, watched: list[Watched]) -> tuple[list[list[Chan
     if found is None:
         raise FreezeError(f"more than {MEMORY_BYTES >> 20} MiB changed between the first reading and the freeze")
     return found, at, thawed.seconds
+
+
+def _read_until_still(watched: list[Watched]) -> tuple[list[list[Change]] | None, float]:
+    """What differs from the replica, and since when it has stood still. None: more than memory may hold.
+
+    A freeze holds filesystems, but not all who write to a disk: swap, a vfat that cannot be frozen, dd. So what was
+    written while we read is read again, until nothing was: that is the proof of one instant, not the freeze alone.
+    """
+    found: list[dict[int, Change]] = [{} for _ in watched]
+    for _ in range(PRECOPY_ROUNDS):
+        at = time.monotonic()
+        moved = [one.changed_ranges() for one in watched]
+        if not any(moved):
+            return [list(changes.values()) for changes in found], at
+        for one, ranges, changes in zip(watched, moved, found, strict=True):
+            for blocks in one.volume.grid.covering(ranges, one.volume.grid.count):
+                for index in [index for index in changes if index in blocks]:
+                    del changes[index]
+            fresh = one.volume.changes_within(ranges, MEMORY_BYTES)
+            if fresh is None:
+                return None, at
+            changes.update((change.index, change) for change in fresh)
+    raise FreezeError("the disk is written to even while its filesystems are frozen (swap, or a program of its own)")
 
 
 async def _settle(watched: list[Watched]) -> Instant:

@@ -30,7 +30,7 @@ from agent.state import Position, State
 from agent.tracking.tracker import ChangeTracker, open_tracker
 from agent.volumes.activity import mark
 from agent.volumes.source import SourceVolume
-from agent.volumes.topology import MountedFilesystem, mounted_filesystems
+from agent.volumes.topology import mounted_filesystems
 
 BUSY_PATIENCE_SECONDS = 30.0
 ATTEMPTS = 4
@@ -121,7 +121,7 @@ class _Attempt:
                 await one.volume.send_all(trust_held=self._recall(index, one.volume, standing))
             for source in sources:
                 source.check_unchanged()
-            instant = await reach_instant(watched, self._filesystems(), self._threads)
+            instant = await reach_instant(watched, mounted_filesystems(*self._paths), self._threads)
             for source in sources:
                 source.check_unchanged()
             point = await self._commit(begun.session, watched, instant)
@@ -180,11 +180,6 @@ class _Attempt:
         finally:
             cached.close()
         return True
-
-    def _filesystems(self) -> list[MountedFilesystem]:
-        """Every filesystem on any of the volumes, once; the deepest mount point first."""
-        found = {fs.mountpoint: fs for path in self._paths for fs in mounted_filesystems(path)}
-        return sorted(found.values(), key=lambda fs: fs.mountpoint.count("/") + (fs.mountpoint != "/"), reverse=True)
 
     async def _commit(self, session: str, watched: list[Watched], instant: Instant) -> Point:
         roots = [one.volume.held.root().hex() for one in watched]

@@ -7,6 +7,7 @@ cannot be said any more (a write failed half way) the head is `doubtful` and mus
 from __future__ import annotations
 
 import contextlib
+import enum
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,15 @@ from agent.protocol.grid import BlockGrid
 from recovery.sites.contract import Extent, Site, VolumeIO, VolumeKey
 
 READ_BACK_BLOCKS = 64
+
+
+class Unknown(enum.Enum):
+    UNKNOWN = enum.auto()
+
+
+UNKNOWN = Unknown.UNKNOWN
+Base = tuple[BlockGrid, bytes] | Unknown | None
+"""What a working state stands on: a point's grid and digests, something unknown, or nothing: zeros."""
 
 
 def consecutive(indices: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -41,19 +51,19 @@ class Head:
         self._under_way: list[frozenset[int]] = []
 
     @classmethod
-    def open(
-        cls, site: Site, key: VolumeKey, grid: BlockGrid, base: tuple[BlockGrid, bytes] | None, cache: Path
-    ) -> Head:
-        """Open the working state, made to fit `grid`, on top of the newest point.
+    def open(cls, site: Site, key: VolumeKey, grid: BlockGrid, base: Base, cache: Path) -> Head:
+        """Open the working state, made to fit `grid`, on top of the volume's newest snapshot, which `base` describes.
 
-        `base` is that point's grid and digests; None if there is no point yet. What the working state holds beyond
-        the point (a push that was cut) is read back, never assumed. `cache` is the file for the digest map."""
+        What the working state holds beyond it (a push that was cut) is read back, never assumed; so is everything
+        where `base` is unknown. `cache` is the file for the digest map."""
         site.make_volume(key, grid.size_bytes)
         doubts = [extent for extent in site.changes(key) if extent.offset < grid.size_bytes]
         cache.parent.mkdir(parents=True, exist_ok=True)
         cache.unlink(missing_ok=True)
         digests = DigestMap.open(cache, grid)
-        if base is not None:
+        if base is UNKNOWN:
+            doubts = [Extent(0, grid.size_bytes)]
+        elif base is not None:
             doubts += _take_over(digests, *base)
         io = site.open_volume(key)
         try:
@@ -63,6 +73,13 @@ class Head:
             io.close()
             raise
         return head
+
+    @classmethod
+    def reopen(cls, site: Site, key: VolumeKey, grid: BlockGrid, cache: Path) -> Head:
+        """Open the working state as close() left it, with the map in `cache`: nothing is read back, which for what a
+        cut push brought can take longer than an agent waits. Only where nobody else had either meanwhile."""
+        io = site.open_volume(key)
+        return cls(key, grid, io, DigestMap.open(cache, grid))
 
     def offer(self, frame: Frame) -> bytes:
         """An Answer for each block offered. Blocks that are to be zero are made zero at once."""

@@ -47,19 +47,24 @@ class PointArchive:
         self._site.delete_document(manifest.server_id, point_id + _PENDING)
 
     def remove(self, server_id: str, point_id: str) -> None:
-        """Delete a point. Raises Conflict while it is in use: then it stays whole."""
+        """Delete a point. Raises Conflict while it is in use: then it stays whole, and whoever reads it notices
+        nothing; or, if only a later volume is in use, it is no point any more and the rest goes another time."""
         document = self._site.read_document(server_id, point_id + _MANIFEST)
-        volumes = len(self._unsealed(document, point_id).point.volumes)
+        manifest = self._unsealed(document, point_id)
         self._site.write_document(server_id, point_id + _DELETING, document)
-        self._site.delete_document(server_id, point_id + _MANIFEST)
+        self._carry_on_removal(manifest)
+
+    def _carry_on_removal(self, manifest: Manifest) -> None:
+        server_id, point_id = manifest.server_id, manifest.point.id
         try:
-            self._site.delete_snapshot(VolumeKey(server_id, 0), point_id)
+            with contextlib.suppress(NotFound):
+                self._site.delete_snapshot(VolumeKey(server_id, 0), point_id)
         except Conflict:
-            # in use, and nothing has been destroyed yet: it is a point again
-            self._site.write_document(server_id, point_id + _MANIFEST, document)
-            self._site.delete_document(server_id, point_id + _DELETING)
+            if self.exists(server_id, point_id):  # nothing has been destroyed yet
+                self._site.delete_document(server_id, point_id + _DELETING)
             raise
-        self._finish_removal(server_id, point_id, volumes)
+        self._site.delete_document(server_id, point_id + _MANIFEST)
+        self._finish_removal(server_id, point_id, len(manifest.point.volumes))
 
     def recover(self, server_id: str | None = None) -> list[Manifest]:
         """Carry commits and removals that a crash cut to their end, of one server or of all.
@@ -74,27 +79,32 @@ class PointArchive:
     def _recover_server(self, server_id: str, names: set[str]) -> list[Manifest]:
         """Each suffix is looked for from the longest on, since `.json` ends them all."""
         found: dict[str, Manifest] = {}
-        removed = set()
+        others: set[str] = set()  # being removed, or damaged: what belongs to them stays
+        read: dict[str, Manifest] = {}
         for name in sorted(names):
+            if name.endswith(_MANIFEST):
+                try:
+                    read[name] = self._read(server_id, name)
+                except StorageError as error:  # one rotten file must not keep all other points from being used
+                    others.add(name.split(".")[0])
+                    log.warning("a recovery point of %s cannot be used: %s", server_id, error)
+        for name, manifest in read.items():
             if name.endswith(_DELETING):
-                manifest = self._read(server_id, name)
-                removed.add(manifest.point.id)
                 log.warning("carrying on the removal of %s after a crash", manifest.point.id)
-                self._site.delete_document(server_id, manifest.point.id + _MANIFEST)
-                with contextlib.suppress(Conflict):  # still in use: the next start or removal finds it again
-                    self._finish_removal(server_id, manifest.point.id, len(manifest.point.volumes))
-        for name in sorted(names):
+                try:
+                    self._carry_on_removal(manifest)
+                except (Conflict, StorageError) as error:  # the next start, push or removal finds it again
+                    log.warning("the removal of %s waits: %s", manifest.point.id, error)
+                if not self.exists(server_id, manifest.point.id):
+                    others.add(manifest.point.id)
+        for name, manifest in read.items():
             if name.endswith(_PENDING):
-                manifest = self._read(server_id, name)
                 log.warning("carrying on the commit of %s after a crash", manifest.point.id)
                 self.complete(manifest)
+            if not name.endswith(_DELETING) and manifest.point.id not in others:
                 found[manifest.point.id] = manifest
-            elif name.endswith(_MANIFEST) and not name.endswith(_DELETING):
-                manifest = self._read(server_id, name)
-                if manifest.point.id not in removed:
-                    found[manifest.point.id] = manifest
         for name in names:
-            if name.endswith(_DIGESTS) and name.split(".")[0] not in found.keys() | removed:
+            if name.endswith(_DIGESTS) and name.split(".")[0] not in found.keys() | others:
                 self._site.delete_document(server_id, name)  # of a commit that never got as far as its manifest
         return _in_order(found)
 
@@ -169,27 +179,16 @@ class PointArchive:
 
 
 def _in_order(found: dict[str, Manifest]) -> list[Manifest]:
-    """Each point after the one that it was made on: clocks may jump, the chain at the site does not."""
+    """Each point after the one that it was made on: clocks may jump, the chain at the site does not. Where a link is
+    missing, each part as a whole, by the time of its first point."""
     children: dict[str | None, list[Manifest]] = {}
     for manifest in sorted(found.values(), key=lambda manifest: manifest.point.taken_at):
         children.setdefault(manifest.parent if manifest.parent in found else None, []).append(manifest)
     ordered: list[Manifest] = []
-    waiting = children.get(None, [])
+    waiting = children.get(None, [])[::-1]
     while waiting:
-        ordered += waiting
-        waiting = [child for manifest in waiting for child in children.get(manifest.point.id, [])]
-    return ordered
-
-
-def in_commit_order(manifests: list[Manifest]) -> list[Manifest]:
-    """Each after the one it was made on: clocks may jump, the chain does not. Chains are told apart by their times."""
-    ids = {manifest.point.id for manifest in manifests}
-    made_on: dict[str | None, list[Manifest]] = {}
-    for manifest in sorted(manifests, key=lambda manifest: manifest.point.taken_at):
-        made_on.setdefault(manifest.parent if manifest.parent in ids else None, []).append(manifest)
-    ordered = made_on.get(None, [])
-    for manifest in ordered:  # grows as it goes
-        ordered.extend(made_on.get(manifest.point.id, []))
+        ordered.append(waiting.pop())
+        waiting += children.get(ordered[-1].point.id, [])[::-1]
     return ordered
 
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from agent.protocol.digests import DIGEST_BYTES, ZERO_DIGEST, DigestMap, block_digest
-from agent.protocol.errors import NotFound, StorageError
+from agent.protocol.errors import BadFrame, NotFound, StorageError
 from agent.protocol.frames import MAX_PLAIN_BYTES, Kind, decode_single, encode_blocks, encode_zeros
 from recovery.sites.contract import VolumeIO
 from service.receiver.head import consecutive
@@ -17,6 +17,8 @@ from service.receiver.points import PointArchive
 
 IDLE_SECONDS = 30.0
 MAX_OPEN = 8
+MAX_ANSWER_BYTES = 128 << 20
+"""Of disk in one answer, which is put together in memory: our agent asks for 64 blocks at a time, an export for 128."""
 COMPRESSION_LEVEL = 1
 
 
@@ -58,6 +60,8 @@ class PointReader:
         zeros = [index for index in wanted if digests[index] == ZERO_DIGEST]
         frames = [encode_zeros(zeros)] if zeros else []
         data = tuple(index for index in wanted if digests[index] != ZERO_DIGEST)
+        if len(data) * grid.block_bytes > MAX_ANSWER_BYTES:
+            raise BadFrame(f"{len(data)} blocks at once are more than an answer can have", "ask for fewer at a time")
         most = MAX_PLAIN_BYTES // grid.block_bytes
         for at in range(0, len(data), most):
             part = data[at : at + most]

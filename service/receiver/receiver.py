@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from agent.protocol.errors import BadMessage, NotFound, RootMismatch, StorageFull
+from agent.protocol.errors import BadMessage, NotFound, RootMismatch, SessionUnknown, StorageError, StorageFull
 from agent.protocol.frames import Kind, decode_single
 from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import (
@@ -26,7 +26,7 @@ from agent.protocol.messages import (
 )
 from recovery.control import Server
 from recovery.sites.contract import Site, VolumeKey
-from service.receiver.head import Head
+from service.receiver.head import UNKNOWN, Base, Head
 from service.receiver.manifest import Manifest, point_root
 from service.receiver.points import PointArchive
 from service.receiver.session import PushSession, SessionRegistry
@@ -77,6 +77,8 @@ class Receiver:
         self._folder = folder
         self._reserve_bytes = reserve_bytes
         self._now = now
+        self._proven: dict[VolumeKey, BlockGrid] = {}
+        """Working states whose map in the cache is right, because this process closed them in good order."""
 
     def recover(self) -> None:
         """At start: end what a crash cut, and make the rows say what the site holds."""
@@ -94,7 +96,7 @@ class Receiver:
         so that a failover is either before or after. Raises VolumeBusy, BadMessage, StorageFull, StorageError, and
         what `authorize` raises."""
         grids = _grids(request.volumes)
-        with self.sessions.server_lock(server_id):
+        with self.sessions.locked_soon(server_id):
             server = authorize()
             previous = self.sessions.check_may_begin(server.id, request.machine_id, request.supersedes)
             if previous is not None:
@@ -143,7 +145,7 @@ class Receiver:
 
     def abandon(self, server_id: str, session_id: str, because: str) -> None:
         """The agent gives up: what it sent is kept for its next try."""
-        with self.sessions.server_lock(server_id):
+        with self.sessions.locked_soon(server_id):
             self.close_session(self.sessions.get(session_id, server_id), because)
 
     def close_idle(self) -> None:
@@ -190,6 +192,9 @@ class Receiver:
         if len(request.roots) != len(session.heads):
             raise BadMessage(f"{len(request.roots)} roots cannot commit {len(session.heads)} volumes")
         _check_commit(request)
+        if any(head.doubtful for head in session.heads):
+            self.close_session(session, "a write failed half way, so what it holds must be read back", remember=False)
+            raise SessionUnknown(f"push {session.id} ended: a write to the replica failed half way")
         with session.committing():
             for head in session.heads:
                 head.flush()
@@ -221,6 +226,8 @@ class Receiver:
         session.end(because)
         for head in session.heads:
             head.close()
+            if not head.doubtful:
+                self._proven[head.key] = head.grid
         self.sessions.drop(session, because, remember=remember)
         log.info("push %s of %s ended: %s", session.id, session.server_name, because)
 
@@ -251,21 +258,34 @@ class Receiver:
     def _open_heads(self, server_id: str, grids: list[BlockGrid]) -> tuple[str | None, list[Head]]:
         """The newest point's id, and every volume's working state on top of it."""
         newest = next(iter(self._rows.newest_first(server_id)), None)
-        manifest = self.archive.manifest(server_id, newest.id) if newest else None
         heads: list[Head] = []
         try:
             for index, grid in enumerate(grids):
-                base = None
-                if manifest is not None and index < len(manifest.point.volumes):
-                    digests = self.archive.digests(manifest, index)
-                    base = (digests.grid, digests.run(range(digests.grid.count)))
+                key = VolumeKey(server_id, index)
                 cache = self._folder / server_id / f"{index}.digests"
-                heads.append(Head.open(self._site, VolumeKey(server_id, index), grid, base, cache))
+                if self._proven.pop(key, None) == grid and self._site.volume_exists(key):
+                    heads.append(Head.reopen(self._site, key, grid, cache))
+                else:
+                    heads.append(Head.open(self._site, key, grid, self._base(key), cache))
         except BaseException:
             for head in heads:
                 head.close()
             raise
         return (newest.id if newest else None), heads
+
+    def _base(self, key: VolumeKey) -> Base:
+        """What a new working state of the volume stands on. Usually that is the server's newest point; an older one if
+        the volume was not protected for a while. What nobody can tell any more is read back."""
+        snapshots = self._site.snapshots(key)
+        if not snapshots:
+            return None
+        try:
+            manifest = self.archive.manifest(key.server_id, snapshots[-1])
+            digests = self.archive.digests(manifest, key.index)
+        except (NotFound, StorageError) as error:
+            log.warning("volume %d of %s is read back whole: %s", key.index, key.server_id, error)
+            return UNKNOWN
+        return digests.grid, digests.run(range(digests.grid.count))
 
     def _check_space(self) -> None:
         free = self._site.free_bytes()

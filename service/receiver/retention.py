@@ -28,6 +28,8 @@ def retain(receiver: Receiver, rows: PointRows, server_id: str, keep: int) -> li
                 receiver.archive.remove(server_id, point_id)
             except Conflict as conflict:
                 log.info("point %s stays for now: %s", point_id, conflict.message)
+                if not receiver.archive.exists(server_id, point_id):
+                    rows.remove(point_id)  # one of its volumes is gone already
                 break
             rows.remove(point_id)
             removed.append(point_id)

@@ -16,6 +16,9 @@ from service.receiver.head import Head
 SILENCE_SECONDS = 10.0
 """How long a session must have been silent before a stranger with the same identity may take over."""
 
+LOCK_PATIENCE_SECONDS = 10.0
+"""How long an agent's request waits for a server's lock. Threads are few, and all servers' requests share them."""
+
 
 class SessionState(enum.StrEnum):
     OPEN = "open"
@@ -111,6 +114,21 @@ class SessionRegistry:
         """Held while a server's heads are opened, committed, merged or captured: one of these at a time."""
         with self._lock:
             return self._server_locks.setdefault(server_id, threading.Lock())
+
+    @contextlib.contextmanager
+    def locked_soon(self, server_id: str) -> Iterator[None]:
+        """The same lock for agents' requests. Raises VolumeBusy where it is held for long."""
+        lock = self.server_lock(server_id)
+        if not lock.acquire(timeout=LOCK_PATIENCE_SECONDS):
+            raise VolumeBusy(
+                "the receiver is busy with this server's replica: it reads back what a cut push brought, removes old "
+                "points, or captures an instance",
+                "it ends by itself, and then pushes go on",
+            )
+        try:
+            yield
+        finally:
+            lock.release()
 
     def get(self, session_id: str, server_id: str) -> PushSession:
         """Raises SessionUnknown, also for another server's session; Superseded if somebody took over."""

@@ -41,4 +41,7 @@ def _once(receiver: Receiver, reader: PointReader, rows: CountedRows, keep: int)
     receiver.close_idle()
     reader.close_idle()
     for server_id in rows.servers_with_more_than(keep):
-        retain(receiver, rows, server_id, keep)
+        try:
+            retain(receiver, rows, server_id, keep)
+        except UnderstudyError as error:  # one server's damage is no reason to let the others' points pile up
+            log.warning("points of %s are not removed: %s", server_id, error)

@@ -71,3 +71,12 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="file"):
         State(tmp_path / "file" / "state").make()
+
+
+def test_a_folder_named_relatively_serves_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = State(Path("here"))
+    state.protect(["/dev/vda"])
+    state.new_digests("/dev/vda", GRID)
+    state.keep_digests("/dev/vda", POSITION)
+    assert State(tmp_path / "here").position("/dev/vda") == POSITION

@@ -373,8 +373,9 @@ def on_another_machine(folder: Path, number: int) -> tuple[str, ...]:
 
 
 def children(pid: int) -> list[int]:
-    """None of a process that has ended."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+    """Those that any of its threads began. None of a process that has ended."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Lab:
 
         def unmount() -> None:
             thaw_all([str(where)])  # a filesystem left frozen would hang the machine
-            run("umount", where)
+            _unmount(where)
 
         self._stack.callback(unmount)
         return where
@@ -59,6 +60,15 @@ class Lab:
         device = self.attach(image)
         run(f"mkfs.{kind}", "-q", device)
         return image, device, self.mount(device, name)
+
+
+def _unmount(where: Path) -> None:
+    """A process that was killed a moment ago may hold the filesystem until it is gone."""
+    for _ in range(100):
+        if subprocess.run(["umount", where], capture_output=True).returncode == 0:
+            return
+        time.sleep(0.1)
+    run("umount", where)
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ from agent.protocol.errors import NotADisk, SourceError, SourceReadError, Source
 from agent.volumes.source import SourceVolume, aligned_buffer
 from tests.agent.volumes.disks import MIB, Lab, needs_root, run
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 
 def read_all(source: SourceVolume) -> bytes:
     buffer = aligned_buffer(source.size_bytes)
@@ -231,14 +229,9 @@ class TestOnDevices:
             with pytest.raises(SourceResized, match="grew"):
                 source.check_unchanged()
 
-    def test_a_device_without_a_medium_is_no_disk(self, lab: Lab) -> None:
-        device = lab.attach(lab.image(MIB))
-        run("losetup", "--detach", device)
-        try:
-            with pytest.raises(NotADisk, match="no medium"):
-                SourceVolume.open(device)
-        finally:
-            run("losetup", device, lab.folder / "disk.img")  # for the clean-up to detach
+    def test_a_device_without_a_medium_is_no_disk(self) -> None:
+        with pytest.raises(NotADisk, match="no medium"):
+            SourceVolume.open(run("losetup", "--find"))  # the first that is attached to nothing
 
 
 def test_opening_a_source_needs_nothing_outside_the_base_install(tmp_path: Path) -> None:

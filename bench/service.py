@@ -1,0 +1,111 @@
+"""The product, driven as its users drive it: a service process, and agents by their command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.measure import BenchError, Cost, environment, timed
+
+PROGRAMS = Path(sys.executable).parent
+START_SECONDS = 120.0
+
+
+class Service:
+    """One `understudy serve` on loopback; a context manager. `accel` forces the accelerator, so that none is probed."""
+
+    def __init__(self, folder: Path, accel: str | None) -> None:
+        folder.mkdir(parents=True)
+        self.data = folder / "data"
+        self._log = folder / "service.log"
+        self._env = environment({"UNDERSTUDY_ACCEL": accel} if accel else {})
+        self._process: subprocess.Popen[str] | None = None
+        self.url = ""
+
+    def __enter__(self) -> Service:
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [PROGRAMS / "understudy", "serve", "--data", self.data, "--listen", "127.0.0.1:0"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self._env,
+            )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.startswith("ready "):
+            self.__exit__()
+            raise BenchError(f"understudy serve did not start: {self._log.read_text()[-2000:]}")
+        self.url = line.split()[1]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def ask(self, *arguments: str | Path) -> Any:
+        """An operator's command; the document it prints."""
+        done = timed([PROGRAMS / "understudy", *arguments, "--data", self.data, "--json"])
+        return json.loads(done.out)
+
+
+class Understudy:
+    """The contender that all this is about: an agent that protects `source`, and a service of its own."""
+
+    name = "understudy"
+
+    def __init__(self, folder: Path, source: Path) -> None:
+        self._state = folder / "agent"
+        self.service = Service(folder, "tcg")
+        self.service.__enter__()
+        try:
+            enroll(self.service, self._state, "bench", source)
+        except BaseException:
+            self.close()
+            raise
+
+    def push(self) -> Cost:
+        done = timed(agent_command(self._state, "push", "--json"), servers=[self.service.pid])
+        return Cost(seconds=done.seconds, cpu_seconds=done.cpu_seconds, wire_bytes=json.loads(done.out)["sent_bytes"])
+
+    def target(self, folder: Path) -> Path:
+        return folder / "disk.img"
+
+    def pull(self, folder: Path) -> Cost:
+        command = agent_command(
+            self._state, "pull", "latest", "--volume", "0", "--onto", self.target(folder), "--yes", "--json"
+        )
+        done = timed(command, servers=[self.service.pid])
+        wire_bytes = json.loads(done.out)["received_bytes"]
+        return Cost(seconds=done.seconds, cpu_seconds=done.cpu_seconds, wire_bytes=wire_bytes)
+
+    def close(self) -> None:
+        self.service.__exit__()
+
+
+def enroll(service: Service, state: Path, name: str, source: Path) -> None:
+    """Make an agent of the service, which protects `source`."""
+    token = service.ask("enroll-token", "--name", name)["token"]
+    timed(agent_command(state, "enroll", service.url, token, "--json"))
+    timed(agent_command(state, "protect", source, "--json"))
+
+
+def agent_command(state: Path, *arguments: str | Path) -> list[str | Path]:
+    return [PROGRAMS / "understudy-agent", "--state", state, *arguments]
