@@ -160,15 +160,18 @@ class State:
             return None
 
     def cached_digests(self, path: str, grid: BlockGrid) -> DigestMap:
-        return DigestMap.open(self._volume(path) / "digests", grid)
+        return self._map(self._volume(path) / "digests", grid)
 
     def new_digests(self, path: str, grid: BlockGrid) -> DigestMap:
         """An empty map beside the cached one, for the push under way; anything left of an earlier try is dropped."""
         folder = self._volume(path)
-        folder.mkdir(parents=True, exist_ok=True)
         fresh = folder / "digests.new"
-        fresh.unlink(missing_ok=True)
-        return DigestMap.open(fresh, grid)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            fresh.unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"{fresh} cannot be made: {error.strerror}", "free space, or run as root") from None
+        return self._map(fresh, grid)
 
     def keep_digests(self, path: str, position: Position) -> None:
         """The new map was committed: it becomes the cached one. A crash in between leaves no position, so no cache."""
@@ -179,6 +182,12 @@ class State:
 
     def forget_digests(self, path: str) -> None:
         (self._volume(path) / "position.json").unlink(missing_ok=True)
+
+    def _map(self, path: Path, grid: BlockGrid) -> DigestMap:
+        try:
+            return DigestMap.open(path, grid)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be made: {error.strerror}", "free space, or run as root") from None
 
     def _volume(self, path: str) -> Path:
         return self.folder / "volumes" / hashlib.sha256(path.encode()).hexdigest()[:16]

@@ -55,6 +55,7 @@ from service.store.runs import RunRows
 from service.store.servers import ServerStore
 
 RECEIVER_THREADS = 8
+SLOW_THREADS = 4
 SHUTDOWN_SECONDS = 5.0
 CERTIFICATE_CHECK_SECONDS = 86_400.0
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # recognized, not listened on by default
@@ -98,6 +99,8 @@ async def _serve(options: ServeOptions) -> None:
         reader = PointReader(archive)
         resources.callback(reader.close)
         threads = resources.enter_context(ThreadPoolExecutor(RECEIVER_THREADS, "receiver"))
+        # Reading a point back takes hours, merging one minutes: neither may keep a push waiting for a thread.
+        slow_threads = resources.enter_context(ThreadPoolExecutor(SLOW_THREADS, "slow"))
 
         bell = Bell()
         servers = ServerStore(database)
@@ -125,7 +128,7 @@ async def _serve(options: ServeOptions) -> None:
             AgentHttp(enrolment, gatekeeper, servers, commands, audit, bell, options.interval_seconds).routes()
         )
         app.add_routes(ReceiverHttp(receiver, reader, gatekeeper, threads).routes())
-        app.add_routes(PointHttp(receiver, reader, points, threads, tenant_of).routes())
+        app.add_routes(PointHttp(receiver, reader, points, slow_threads, tenant_of).routes())
         listening = _listen(options)
         port = listening.getsockname()[1]
         url = f"https://{_shown(options.host)}:{port}"
@@ -159,7 +162,7 @@ async def _serve(options: ServeOptions) -> None:
         write_private(data / "service.json", json.dumps({"url": from_here, "pid": os.getpid()}).encode())
         executor.resume()
         chores = [
-            asyncio.create_task(keep_up(receiver, reader, points, options.keep, threads)),
+            asyncio.create_task(keep_up(receiver, reader, points, options.keep, slow_threads)),
             asyncio.create_task(_keep_certificate(pki, options.host, tls)),
             asyncio.create_task(_prepare(site)),
         ]

@@ -10,6 +10,7 @@ The root is a tree of two levels, so that a small change costs a small amount of
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from pathlib import Path
 from typing import Self
@@ -49,9 +50,13 @@ class DigestMap:
 
     @classmethod
     def open(cls, path: Path, grid: BlockGrid) -> Self:
-        """Map `path`, made (or cut, or grown with zero digests) to fit `grid`. Raises OSError."""
+        """Map `path`, made (or cut, or grown with zero digests) to fit `grid`. Raises OSError.
+
+        Its space is taken now: a write to a mapped hole on a full disk would be a SIGBUS, and no error to be caught."""
         with open(path, "a+b") as file:
             file.truncate(grid.count * DIGEST_BYTES)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, grid.count * DIGEST_BYTES)
             return cls(grid, mmap.mmap(file.fileno(), grid.count * DIGEST_BYTES))
 
     def __getitem__(self, index: int) -> bytes:

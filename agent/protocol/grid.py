@@ -12,6 +12,7 @@ DEFAULT_BLOCK_BYTES = 64 << 10
 MIN_BLOCK_BYTES = 4 << 10
 MAX_BLOCK_BYTES = 1 << 20
 MAX_VOLUME_BYTES = 64 << 40  # EBS ends at 64 TiB; so do we
+MAX_BLOCK_COUNT = 1 << 30  # 64 TiB in 64 KiB blocks: a digest map of 32 GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class BlockGrid:
         size = self.block_bytes
         if not MIN_BLOCK_BYTES <= size <= MAX_BLOCK_BYTES or size & (size - 1):
             raise BadMessage(f"blocks of {size} bytes are not a power of two from 4 KiB to 1 MiB")
+        if self.count > MAX_BLOCK_COUNT:
+            raise BadMessage(f"{self.count} blocks are more than {MAX_BLOCK_COUNT}", "use larger blocks")
 
     @property
     def count(self) -> int:

@@ -23,6 +23,7 @@ from agent.volumes.topology import MountedFilesystem
 
 FREEZE_LIMIT_SECONDS = 30.0
 PRECOPY_ROUNDS = 5
+FROZEN_ROUNDS = 20  # each takes milliseconds; swap, which no freeze holds, may write in some of them
 SMALL_BYTES = 32 << 20
 """Pre-copy ends when a round found no more than this."""
 MEMORY_BYTES = 512 << 20
@@ -42,7 +43,7 @@ class Watched:
         before, self.mark = self.mark, mark(self.volume.source.path)
         if isinstance(self.tracker, ChangeTracker):
             return self.tracker.take().ranges  # the whole volume where the tracker is in doubt
-        return [] if self.mark == before else self.volume.whole()
+        return [] if self.mark == before and self.mark.reliable else self.volume.whole()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +84,19 @@ async def reach_instant(watched: list[Watched], filesystems: list[MountedFilesys
 def _read_frozen(freeze: Freeze, watched: list[Watched]) -> tuple[list[list[Change]], float, float]:
     """Freeze, read what differs, thaw. In one thread, so that nothing else of ours comes in between."""
     freeze.freeze()
+    restless: FreezeError | None = None
     try:
         found, at = _read_until_still(watched)
+    except FreezeError as error:
+        restless = error
     finally:
         thawed = freeze.thaw()
     if not thawed.held:
         reasons = [one.tracker.reason for one in watched if isinstance(one.tracker, Untracked)]
         why = f"; its changes cannot be tracked: {reasons[0]}" if reasons else ""
         raise FreezeError(f"the filesystems were thawed before all was read (limit {FREEZE_LIMIT_SECONDS:.0f} s{why})")
+    if restless is not None:
+        raise restless
     if found is None:
         raise FreezeError(f"more than {MEMORY_BYTES >> 20} MiB changed between the first reading and the freeze")
     return found, at, thawed.seconds
@@ -103,20 +109,25 @@ def _read_until_still(watched: list[Watched]) -> tuple[list[list[Change]] | None
     written while we read is read again, until nothing was: that is the proof of one instant, not the freeze alone.
     """
     found: list[dict[int, Change]] = [{} for _ in watched]
-    for _ in range(PRECOPY_ROUNDS):
+    for _ in range(FROZEN_ROUNDS):
         at = time.monotonic()
         moved = [one.changed_ranges() for one in watched]
         if not any(moved):
-            return [list(changes.values()) for changes in found], at
+            return [[changes[index] for index in sorted(changes)] for changes in found], at  # offers need them rising
         for one, ranges, changes in zip(watched, moved, found, strict=True):
             for blocks in one.volume.grid.covering(ranges, one.volume.grid.count):
                 for index in [index for index in changes if index in blocks]:
                     del changes[index]
-            fresh = one.volume.changes_within(ranges, MEMORY_BYTES)
+            kept_bytes = sum(len(change.content or b"") for kept in found for change in kept.values())
+            fresh = one.volume.changes_within(ranges, MEMORY_BYTES - kept_bytes)
             if fresh is None:
                 return None, at
             changes.update((change.index, change) for change in fresh)
-    raise FreezeError("the disk is written to even while its filesystems are frozen (swap, or a program of its own)")
+    names = ", ".join(one.volume.source.path for one, ranges in zip(watched, moved, strict=True) if ranges)
+    raise FreezeError(
+        f"{names} is written to even while its filesystems are frozen, by swap or by a program that uses the disk itself",
+        "earlier recovery points are untouched; push again when the server swaps less, or stop that program",
+    )
 
 
 async def _settle(watched: list[Watched]) -> Instant:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent.protocol.errors import SourceError
 
+SYSFS_DEVICES = Path("/sys/dev/block")
 # The kernel stamps files once a tick on older versions (10 ms at HZ=100): a stamp younger than that may repeat.
 _STAMP_GRAIN_SECONDS = 0.05
 _STAMP_TRIES = 3
@@ -49,7 +50,7 @@ def _device_writes(device: int) -> ActivityMark:
 
     A device that we have read without one read being counted counts no writes either: `iostats` may be off, and some
     drivers know no counting."""
-    folder = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    folder = SYSFS_DEVICES / f"{os.major(device)}:{os.minor(device)}"
     fields = [int(value) for value in (folder / "stat").read_text().split()]
     disk = folder.resolve()
     if (disk / "partition").exists():

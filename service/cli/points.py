@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from agent.protocol.errors import RecoveryError, StorageError, ToolMissing, UsageError
+from agent.protocol.errors import NotFound, RecoveryError, StorageError, ToolMissing, UsageError
 from agent.protocol.frames import Kind, decode
 from agent.protocol.grid import BlockGrid
 from service.cli.client import Service
@@ -94,6 +94,10 @@ def verify(options: argparse.Namespace) -> None:
                 else:
                     show_share(options, f"verify {point_id}", line["read_bytes"], line["size_bytes"])
             show_share(options, "", 1, 1)
+        except NotFound:
+            if options.point:
+                raise
+            continue  # retention removed it since it was listed
         except StorageError as error:
             result |= {"ok": False, "error": str(error)}
         results.append(result)
@@ -104,8 +108,8 @@ def verify(options: argparse.Namespace) -> None:
     damaged = [result["point"] for result in results if not result["ok"]]
     if damaged:
         raise StorageError(
-            f"{len(damaged)} of {len(results)} points are damaged: {', '.join(damaged)}",
-            "use another point; the next push makes a sound one",
+            f"{len(damaged)} of {len(results)} points could not be verified: {', '.join(damaged)}",
+            "until you know why, use another point; the next push makes a sound one",
         )
 
 

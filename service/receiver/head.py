@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from agent.protocol.digests import DIGEST_BYTES, ZERO_DIGEST, DigestMap, block_digest
+from agent.protocol.errors import StorageError, StorageFull
 from agent.protocol.frames import Answer, Frame
 from agent.protocol.grid import BlockGrid
 from recovery.sites.contract import Extent, Site, VolumeIO, VolumeKey
@@ -58,9 +60,7 @@ class Head:
         where `base` is unknown. `cache` is the file for the digest map."""
         site.make_volume(key, grid.size_bytes)
         doubts = [extent for extent in site.changes(key) if extent.offset < grid.size_bytes]
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.unlink(missing_ok=True)
-        digests = DigestMap.open(cache, grid)
+        digests = _new_map(cache, grid)
         if base is UNKNOWN:
             doubts = [Extent(0, grid.size_bytes)]
         elif base is not None:
@@ -78,8 +78,8 @@ class Head:
     def reopen(cls, site: Site, key: VolumeKey, grid: BlockGrid, cache: Path) -> Head:
         """Open the working state as close() left it, with the map in `cache`: nothing is read back, which for what a
         cut push brought can take longer than an agent waits. Only where nobody else had either meanwhile."""
-        io = site.open_volume(key)
-        return cls(key, grid, io, DigestMap.open(cache, grid))
+        digests = _map(cache, grid)
+        return cls(key, grid, site.open_volume(key), digests)
 
     def offer(self, frame: Frame) -> bytes:
         """An Answer for each block offered. Blocks that are to be zero are made zero at once."""
@@ -163,6 +163,28 @@ class Head:
             for index in blocks:
                 at = self.grid.offset(index) - offset
                 self.digests[index] = block_digest(data[at : at + self.grid.length(index)])
+
+
+def _new_map(cache: Path, grid: BlockGrid) -> DigestMap:
+    with _cache_errors(cache):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        cache.unlink(missing_ok=True)
+    return _map(cache, grid)
+
+
+def _map(cache: Path, grid: BlockGrid) -> DigestMap:
+    with _cache_errors(cache):
+        return DigestMap.open(cache, grid)
+
+
+@contextlib.contextmanager
+def _cache_errors(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        cache.unlink(missing_ok=True)  # whatever part of its space it got
+        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
+        raise kind(f"the receiver's digest map {cache} cannot be made: {error.strerror}") from error
 
 
 def _take_over(digests: DigestMap, grid: BlockGrid, content: bytes) -> list[Extent]:

@@ -173,7 +173,7 @@ async def read_body(request: web.Request, limit_bytes: int) -> bytearray:
             body += chunk
             if len(body) > limit_bytes:
                 raise BadFrame(f"the body is over the limit of {limit_bytes} bytes")
-    except ConnectionError:
+    except OSError:  # reset, or bytes that TLS found altered on the way
         raise TransportError(f"the line was cut after {len(body)} bytes of the body") from None
     return body
 

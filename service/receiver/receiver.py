@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+from agent.protocol.digests import DIGEST_BYTES
 from agent.protocol.errors import BadMessage, NotFound, RootMismatch, SessionUnknown, StorageError, StorageFull
 from agent.protocol.frames import Kind, decode_single
 from agent.protocol.grid import BlockGrid
@@ -102,7 +103,7 @@ class Receiver:
             if previous is not None:
                 own = previous.id == request.supersedes
                 self.close_session(previous, f"push of machine {request.machine_id} took over", remember=not own)
-            self._check_space()
+            self._check_space(sum(grid.count for grid in grids) * DIGEST_BYTES)  # what the maps will take at once
             self.finish_interrupted(server.id)
             session = self.open_session(new_point_id(), server, request.machine_id, request.volumes, grids)
             standing = [VolumeStanding(root=head.digests.root().hex(), point=session.parent) for head in session.heads]
@@ -225,8 +226,14 @@ class Receiver:
         """End it without a point. What it brought stays in the working state."""
         session.end(because)
         for head in session.heads:
+            try:
+                head.flush()  # a daemon that died unnoticed took with it what it had not written
+                proven = not head.doubtful
+            except StorageError as error:
+                log.warning("volume %d of %s has to be read back: %s", head.key.index, session.server_name, error)
+                proven = False
             head.close()
-            if not head.doubtful:
+            if proven:
                 self._proven[head.key] = head.grid
         self.sessions.drop(session, because, remember=remember)
         log.info("push %s of %s ended: %s", session.id, session.server_name, because)
@@ -287,11 +294,12 @@ class Receiver:
             return UNKNOWN
         return digests.grid, digests.run(range(digests.grid.count))
 
-    def _check_space(self) -> None:
-        free = self._site.free_bytes()
-        if free < self._reserve_bytes:
+    def _check_space(self, needed_bytes: int = 0) -> None:
+        free, wanted = self._site.free_bytes(), self._reserve_bytes + needed_bytes
+        if free < wanted:
+            more = f", and this push needs {needed_bytes >> 20} MiB for its digests" if needed_bytes >> 20 else ""
             raise StorageFull(
-                f"the recovery site has {free >> 20} MiB left, less than the {self._reserve_bytes >> 20} MiB in reserve"
+                f"the recovery site has {free >> 20} MiB left; {self._reserve_bytes >> 20} MiB stay in reserve{more}"
             )
 
 

@@ -51,3 +51,9 @@ def test_a_size_that_no_volume_can_have_is_refused(size_bytes: int) -> None:
 def test_a_grain_that_is_no_power_of_two_in_range_is_refused(block_bytes: int) -> None:
     with pytest.raises(BadMessage):
         BlockGrid(1 << 20, block_bytes)
+
+
+def test_more_blocks_than_a_digest_map_may_have_are_refused() -> None:
+    BlockGrid(MAX_VOLUME_BYTES, 65536)
+    with pytest.raises(BadMessage, match="larger blocks"):
+        BlockGrid(MAX_VOLUME_BYTES, 32768)

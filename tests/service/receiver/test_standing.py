@@ -1,8 +1,11 @@
 """What the receiver says that it holds is what it holds, whatever a volume went through before."""
 
+import errno
+import os
+
 import pytest
 
-from agent.protocol.errors import BadFrame, Conflict, SessionUnknown, StorageError, VolumeBusy
+from agent.protocol.errors import BadFrame, Conflict, SessionUnknown, StorageError, StorageFull, VolumeBusy
 from agent.protocol.frames import encode_offer
 from recovery.sites.contract import Extent, VolumeKey
 from service.receiver import pull
@@ -154,3 +157,31 @@ def test_an_answer_to_a_pull_has_a_limit(bench: Bench, pusher: Pusher, monkeypat
         reader.differing(manifest, 0, encode_offer(range(5), bytes(5 * 32)))
     assert reader.differing(manifest, 0, encode_offer(range(4), bytes(4 * 32)))
     reader.close()
+
+
+def test_a_head_whose_daemon_died_unnoticed_is_read_back(bench: Bench, pusher: Pusher) -> None:
+    image = make_image(8, seed=1)
+    begun = pusher.begin(image)
+    lacking = pusher.offer(begun.session, image)
+    pusher.send(begun.session, image, lacking)
+    head = bench.receiver.sessions.get(begun.session, SERVER.id).heads[0]
+    head._io._daemon.kill()  # type: ignore[attr-defined]
+    head._io._daemon.wait()  # type: ignore[attr-defined]
+    again = pusher.begin(image, supersedes=begun.session)
+    pusher.send(again.session, image, pusher.offer(again.session, image))
+    assert bench.content(pusher.commit(again.session, image).id) == image
+
+
+def test_no_room_for_the_digest_map_is_an_error_and_not_the_end_of_the_service(
+    bench: Bench, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write to a hole of a mapped file on a full disk is a SIGBUS."""
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageFull):
+        pusher.begin(make_image(2, seed=1))
+    monkeypatch.undo()
+    assert pusher.push(make_image(2, seed=1))

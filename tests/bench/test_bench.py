@@ -1,0 +1,32 @@
+"""The bench runs from end to end on a small image. What it measures is not looked at here: machines differ."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOOLS = ("mke2fs", "debugfs", "qemu-img")
+MISSING = [tool for tool in TOOLS if shutil.which(tool, path="/usr/sbin:/sbin:/usr/bin:/bin") is None]
+
+
+@pytest.mark.qemu
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)} (make setup)")
+def test_a_quick_bench_shows_every_comparison_and_leaves_only_its_results(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    left_before = set((REPOSITORY / ".cache").glob("bench-*"))
+    command = [sys.executable, "-m", "bench", "--quick", "--only", "replication", "--out", results]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(results.read_text())["replication"]
+    shown = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(shown) == len(rows) + 2
+    assert all(row["ratio"] is not None or row["missing"] for row in rows)
+    assert set((REPOSITORY / ".cache").glob("bench-*")) <= left_before
