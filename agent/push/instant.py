@@ -125,7 +125,7 @@ def _read_until_still(watched: list[Watched]) -> tuple[list[list[Change]] | None
             changes.update((change.index, change) for change in fresh)
     names = ", ".join(one.volume.source.path for one, ranges in zip(watched, moved, strict=True) if ranges)
     raise FreezeError(
-        f"{names} is written to even while its filesystems are frozen, by swap or by a program that uses the disk itself",
+        f"{names} is written to while its filesystems are frozen, by swap or by a program that uses the disk itself",
         "earlier recovery points are untouched; push again when the server swaps less, or stop that program",
     )
 

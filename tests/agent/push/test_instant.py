@@ -19,7 +19,8 @@ class Volume:
 
     def __init__(self, writes: list[list[int]]) -> None:
         self.grid = BlockGrid(16 * BLOCK)
-        self.volume = self
+        self.volume = self.source = self
+        self.path = "/dev/vda"
         self.reads = 0
         self._writes = writes
 
@@ -49,7 +50,7 @@ def test_a_volume_that_was_read_first_is_looked_at_again_after_the_last() -> Non
 
 
 def test_what_never_stands_still_is_no_point() -> None:
-    with pytest.raises(FreezeError, match="written to"):
+    with pytest.raises(FreezeError, match="/dev/vda is written to"):
         until_still(Volume([[1]] * 100))
 
 
