@@ -40,7 +40,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small image and one round: does it work?")
     parser.add_argument("--only", choices=("replication", "boot"), help="one of the two parts")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of which the medians are shown (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="medians of so many (default: 3)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="keep the disk images here, for the next run")
     parser.add_argument("--out", type=Path, default=HERE / "results.json", metavar="FILE")
     return parser.parse_args()
@@ -74,10 +74,15 @@ def _measure(work: Path, options: argparse.Namespace, size_mib: int, rounds: int
               f"`{peers.Restic.flags}`; `{peers.Rsync.flags}`.\n")  # fmt: skip
         print(tables.replication_table(rows), flush=True)
     if options.only != "replication":
-        boots = boot.measure(work / "boot", rounds, _report)
-        document["boot"] = tables.boot_document(boots)
         print("\n## Panic beside booting by hand\n")
-        print(tables.boot_table(boots), flush=True)
+        try:
+            boots = boot.measure(work / "boot", rounds, _report)
+        except BenchError as error:  # what was measured before is not thrown away for it
+            document["boot"] = {"missing": str(error)}
+            print(f"Not measured: {error}", flush=True)
+        else:
+            document["boot"] = tables.boot_document(boots)
+            print(tables.boot_table(boots), flush=True)
     return document
 
 

@@ -96,7 +96,7 @@ def _make_base(image: Path, size_bytes: int, work: Path) -> None:
 
 
 def _make_day(base: Path, day: Path, size_bytes: int, work: Path) -> None:
-    """Database pages written anew, a day of log, files replaced as a package upgrade does."""
+    """Database pages written anew, a day of log, new files as a package upgrade brings them."""
     rng = random.Random(7)
     _run(["cp", "--sparse=always", base, day])
     with day.open("r+b") as file:
