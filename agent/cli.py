@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import __version__
+from agent.protocol.buffers import keep_large_buffers
 from agent.protocol.errors import UnderstudyError, UsageError
 from agent.state import State, default_state_folder
 
@@ -20,6 +21,7 @@ from agent.state import State, default_state_folder
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0, 1 (it failed: one line on stderr) or 2 (wrong usage)."""
     options = _parser().parse_args(arguments)
+    keep_large_buffers()
     logging.basicConfig(level=logging.WARNING, format="understudy-agent: %(message)s", stream=sys.stderr)
     try:
         options.run(options)

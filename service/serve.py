@@ -22,6 +22,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from agent.protocol.buffers import keep_large_buffers
 from agent.protocol.errors import Conflict, SiteError, StorageError, UsageError
 from agent.protocol.tokens import AdminToken
 from recovery.executor import Executor
@@ -78,6 +79,7 @@ def serve(options: ServeOptions) -> None:
     """Run until SIGTERM or SIGINT. Raises UsageError, Conflict, StorageError, SiteError."""
     if options.site != "local":
         raise UsageError(f"site {options.site} is not built yet", "use --site local")
+    keep_large_buffers()
     with _owned(options.data):
         asyncio.run(_serve(options))
 

@@ -69,3 +69,12 @@ class BlockGrid:
             for start in range(max(offset // self.block_bytes, done), stop, most):
                 yield range(start, min(start + most, stop))
             done = max(done, stop)
+
+
+def consecutive(indices: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Rising indices as runs [start, stop) of positions in `indices` whose blocks follow one another."""
+    start = 0
+    for at in range(1, len(indices) + 1):
+        if at == len(indices) or indices[at] != indices[at - 1] + 1:
+            yield start, at
+            start = at

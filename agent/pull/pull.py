@@ -19,7 +19,7 @@ from agent.pieces import hash_piece, pieces_with_data, share_out
 from agent.protocol.digests import DigestMap
 from agent.protocol.errors import NotFound, TargetError
 from agent.protocol.frames import Kind, decode, encode_offer
-from agent.protocol.grid import BlockGrid
+from agent.protocol.grid import BlockGrid, consecutive
 from agent.protocol.messages import Point, PulledReport
 from agent.volumes.target import TargetVolume
 
@@ -146,12 +146,13 @@ class _Pull:
         for frame in decode(body):
             frame.check_against(self._grid)
             if frame.kind is Kind.ZEROS:
-                for index in frame.indices:
-                    self._target.zero(self._grid.offset(index), self._grid.length(index))
-                    self.written_bytes += self._grid.length(index)
+                for start, stop in consecutive(frame.indices):
+                    span = self._grid.span(range(frame.indices[start], frame.indices[stop - 1] + 1))
+                    self._target.zero(*span)
+                    self.written_bytes += span[1]
                 continue
             payload = frame.verified(self._grid)
-            for position, index in enumerate(frame.indices):
-                at = position * self._grid.block_bytes
-                self._target.write(self._grid.offset(index), payload[at : at + self._grid.length(index)])
+            size = self._grid.block_bytes
+            for start, stop in consecutive(frame.indices):
+                self._target.write(self._grid.offset(frame.indices[start]), payload[start * size : stop * size])
             self.written_bytes += len(payload)

@@ -49,8 +49,9 @@ class Jump(enum.IntEnum):
 _ALU64, _JMP, _REGISTER_OPERAND = 0x07, 0x05, 0x08
 _LDX, _ST, _STX = 0x61, 0x62, 0x63
 _SIZES = {4: 0x00, 2: 0x08, 1: 0x10, 8: 0x18}
+_ATOMIC_ADD_8 = 0xDB
 _LOAD_CONSTANT, _CALL, _EXIT = 0x18, 0x85, 0x95
-_MAP_BY_DESCRIPTOR = 1
+_MAP_BY_DESCRIPTOR, _VALUE_BY_DESCRIPTOR = 1, 2
 
 
 class Assembler:
@@ -84,6 +85,10 @@ class Assembler:
         """destination = the map behind a file descriptor"""
         self._two_words(destination, _MAP_BY_DESCRIPTOR, descriptor)
 
+    def map_value(self, destination: Register, descriptor: int, offset: int) -> None:
+        """destination = the address of a byte in the first value of an array map"""
+        self._two_words(destination, _VALUE_BY_DESCRIPTOR, offset << 32 | descriptor)
+
     def _two_words(self, destination: Register, source: int, value: int) -> None:
         low, high = struct.unpack("<ii", struct.pack("<Q", value))
         self._emit(_LOAD_CONSTANT, destination, source, immediate=low)
@@ -99,6 +104,10 @@ class Assembler:
             self._emit(_STX | _SIZES[size_bytes], base, value, offset)
         else:
             self._emit(_ST | _SIZES[size_bytes], base, 0, offset, value)
+
+    def add_atomically(self, base: Register, offset: int, value: Register) -> None:
+        """the 8 bytes of memory at base + offset += value"""
+        self._emit(_ATOMIC_ADD_8, base, value, offset)
 
     def jump(self, label: str) -> None:
         self._jumps[len(self._code)] = label

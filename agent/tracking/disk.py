@@ -31,6 +31,7 @@ class TrackedDisk:
     source_at: int
     source_bytes: int
     sysfs: Path
+    stat: Path
 
     def resized(self) -> bool:
         """Has the source another size now, or is it gone? Raises nothing."""
@@ -66,6 +67,8 @@ def describe(source: Path) -> TrackedDisk | Untracked:
         return Untracked(f"{name} is a zoned disk")
     if _text(disk / "queue/dax", "0") != "0":
         return Untracked(f"{name} can be written without requests (DAX)")
+    if _text(disk / "queue/iostats", "0") == "0":
+        return Untracked(f"{name} keeps no statistics to check the tracking by (queue/iostats)")
     major, _, minor = _text(disk / "dev").partition(":")
     disk_bytes = _bytes_from_sectors(disk / "size")
     source_bytes = _bytes_from_sectors(source / "size")
@@ -82,6 +85,7 @@ def describe(source: Path) -> TrackedDisk | Untracked:
         source_at=source_at,
         source_bytes=source_bytes,
         sysfs=source,
+        stat=disk / "stat",
     )
 
 

@@ -80,9 +80,19 @@ class Offsets:
 
 
 def change_program(
-    offsets: Offsets, major: int, minor: int, layout: Layout, discard_segments: int, slot_map: int
+    offsets: Offsets,
+    major: int,
+    minor: int,
+    layout: Layout,
+    *,
+    discard_segments: int,
+    slot_map: int,
+    counter_map: int,
+    counter_at: int,
 ) -> bytes:
     """Machine code that marks what changes on disk major:minor in whatever map is in `slot_map`.
+
+    It adds the sectors of each such request to the counter (u64) at byte `counter_at` of `counter_map`.
 
     Where `discard_segments` (the disk's queue/max_discard_segments) is more than 1, a discard request holds scattered
     ranges, one in each bio, and its own range means nothing. Elsewhere bios are not walked: any number may be merged.
@@ -136,6 +146,10 @@ def change_program(
     asm.jump_if(Jump.NE, R1, minor, "out")
     asm.jump_if(Jump.GE, R7, _OP_FIRST_PASSTHROUGH, "passthrough")
     asm.jump_if(Jump.EQ, R8, 0, "out")
+    asm.alu(Alu.MOV, R1, R8)
+    asm.alu(Alu.RSH, R1, 9)
+    asm.map_value(R2, counter_map, counter_at)
+    asm.add_atomically(R2, 0, R1)
     look_up_inner()
     asm.store(R10, _INNER, R0, 8)
 

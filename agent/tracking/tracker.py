@@ -28,6 +28,7 @@ from agent.tracking import bpf
 from agent.tracking.btf import Btf
 from agent.tracking.changemap import PAGE_BYTES, Layout, Range, drain, within
 from agent.tracking.disk import TrackedDisk, Untracked, locate
+from agent.tracking.ledger import COUNTER_STRIDE_BYTES, Ledger
 from agent.tracking.program import TRACEPOINT, Offsets, change_program
 
 __all__ = ["ChangeTracker", "Taken", "Untracked", "open_tracker"]
@@ -74,13 +75,25 @@ class ChangeTracker:
         self._spare = self._make_map()
         self._slot = self._own(bpf.create_slot(self._active[0]))
         bpf.put_in_slot(self._slot, self._active[0])
-        code = change_program(
-            offsets, self._disk.major, self._disk.minor, self._layout, self._disk.discard_segments, self._slot
-        )
-        self._programs = [self._own(bpf.load_program(code)) for _ in range(_COPIES)]
+        self._ledger = self._resources.enter_context(Ledger(self._disk.stat, _COPIES))
+        self._programs = [self._load(offsets, copy) for copy in range(_COPIES)]
         for program in self._programs:
             self._own(bpf.attach_raw_tracepoint(program, TRACEPOINT))
         self._misses_before = self._misses()
+        self._ledger.begin()
+
+    def _load(self, offsets: Offsets, copy: int) -> int:
+        code = change_program(
+            offsets,
+            self._disk.major,
+            self._disk.minor,
+            self._layout,
+            discard_segments=self._disk.discard_segments,
+            slot_map=self._slot,
+            counter_map=self._ledger.map,
+            counter_at=copy * COUNTER_STRIDE_BYTES,
+        )
+        return self._own(bpf.load_program(code))
 
     def _own(self, descriptor: int) -> int:
         self._resources.callback(os.close, descriptor)
@@ -97,7 +110,8 @@ class ChangeTracker:
             bpf.put_in_slot(self._slot, self._spare[0])
             self._active, self._spare = self._spare, self._active
             all_missed = self._all_copies_missed()
-        except OSError as error:
+            complete = self._ledger.complete()
+        except (OSError, ValueError) as error:
             return self._everything(str(error))
         marks = drain(self._spare[1], self._layout)
         if marks.lost:
@@ -106,6 +120,8 @@ class ChangeTracker:
             return self._everything("a command was sent to the disk past the block layer")
         if all_missed:
             return self._everything("the kernel may have skipped events, so many came at once")
+        if not complete:
+            return self._everything("the disk's statistics count other requests than were seen")
         if self._disk.resized():
             return self._everything("the source's size changed")
         return Taken(within(marks.ranges, self._disk.source_at, self._disk.source_bytes, self._block_bytes))

@@ -31,6 +31,14 @@ def aligned_buffer(size_bytes: int) -> memoryview:
     return memoryview(mmap.mmap(-1, size_bytes))
 
 
+def open_direct_writer(path: str) -> int:
+    """A descriptor that writes a file round the page cache; -1 where its filesystem cannot (tmpfs)."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
 def device_size_bytes(descriptor: int) -> int:
     """The size of an open block device as the kernel has it now."""
     size: int = struct.unpack("Q", fcntl.ioctl(descriptor, _BLKGETSIZE64, bytes(8)))[0]

@@ -16,7 +16,7 @@ from pathlib import Path
 from agent.protocol.digests import DIGEST_BYTES, ZERO_DIGEST, DigestMap, block_digest
 from agent.protocol.errors import StorageError, StorageFull
 from agent.protocol.frames import Answer, Frame
-from agent.protocol.grid import BlockGrid
+from agent.protocol.grid import BlockGrid, consecutive
 from recovery.sites.contract import Extent, Site, VolumeIO, VolumeKey
 
 READ_BACK_BLOCKS = 64
@@ -29,15 +29,6 @@ class Unknown(enum.Enum):
 UNKNOWN = Unknown.UNKNOWN
 Base = tuple[BlockGrid, bytes] | Unknown | None
 """What a working state stands on: a point's grid and digests, something unknown, or nothing: zeros."""
-
-
-def consecutive(indices: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Rising indices as runs [start, stop) of positions in `indices` whose blocks follow one another."""
-    start = 0
-    for at in range(1, len(indices) + 1):
-        if at == len(indices) or indices[at] != indices[at - 1] + 1:
-            yield start, at
-            start = at
 
 
 class Head:

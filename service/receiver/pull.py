@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from agent.protocol.digests import DIGEST_BYTES, ZERO_DIGEST, DigestMap, block_digest
 from agent.protocol.errors import BadFrame, NotFound, StorageError
 from agent.protocol.frames import MAX_PLAIN_BYTES, Kind, decode_single, encode_blocks, encode_zeros
+from agent.protocol.grid import consecutive
 from recovery.sites.contract import VolumeIO
-from service.receiver.head import consecutive
 from service.receiver.manifest import Manifest
 from service.receiver.points import PointArchive
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import tempfile
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from agent.protocol.buffers import ENVIRONMENT
 from agent.protocol.errors import Conflict, StorageError
 from recovery.sites.local.durable import storage_errors
 from recovery.sites.local.nbd import Buffer, NBDClient
@@ -102,6 +104,15 @@ def _listen_and_connect(count: int) -> tuple[socket.socket, list[socket.socket]]
     return listening, connected
 
 
+def _takes_direct(path: Path) -> bool:
+    """Does the filesystem know I/O round its cache? Not all do (tmpfs)."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 def _start_daemon(path: Path, writable: bool, listening: socket.socket, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
     node = {
         "driver": "qcow2",
@@ -109,7 +120,13 @@ def _start_daemon(path: Path, writable: bool, listening: socket.socket, stderr: 
         "read-only": not writable,
         "discard": "unmap",
         "detect-zeroes": "off",
-        "file": {"driver": "file", "filename": str(path), "discard": "unmap"},
+        "file": {
+            "driver": "file",
+            "filename": str(path),
+            "discard": "unmap",
+            # What is written here is not read again soon: a cache of it would only cost time and memory.
+            "cache": {"direct": writable and _takes_direct(path)},
+        },
     }
     return subprocess.Popen(
         [
@@ -121,6 +138,7 @@ def _start_daemon(path: Path, writable: bool, listening: socket.socket, stderr: 
             "--export",
             f"nbd,id=export,node-name={_EXPORT},name={_EXPORT},writable={'on' if writable else 'off'}",
         ],
+        env={**os.environ, **ENVIRONMENT},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=stderr,

@@ -24,6 +24,13 @@ def test_a_64_bit_constant_takes_two_instructions() -> None:
     assert asm.assemble().hex(" ", 8) == "1802000088776655 0000000044332211"
 
 
+def test_the_address_of_a_maps_value_and_an_atomic_addition_to_it() -> None:
+    asm = Assembler()
+    asm.map_value(Register.R2, 9, 64)
+    asm.add_atomically(Register.R2, 8, Register.R1)
+    assert asm.assemble().hex(" ", 8) == "1822000009000000 0000000040000000 db12080000000000"
+
+
 def test_jumps_go_forward_and_back_to_their_labels() -> None:
     asm = Assembler()
     asm.label("begin")

@@ -17,6 +17,7 @@ def sda(tmp_path: Path) -> Path:
         "size": "2097152",
         "queue/max_discard_segments": "1",
         "queue/zoned": "none",
+        "queue/iostats": "1",
         "sda1/partition": "1",
         "sda1/dev": "8:17",
         "sda1/start": "2048",
@@ -67,6 +68,7 @@ def test_device_mapper_is_not_tracked_even_with_requests_of_its_own(sda: Path) -
     [
         ("queue/zoned", "host-managed"),
         ("queue/dax", "1"),
+        ("queue/iostats", "0"),
         ("size", "0"),
         ("size", str((64 << 40 >> 9) + 1)),
     ],

@@ -31,7 +31,16 @@ def test_the_verifier_takes_the_program_in_every_shape(
     inner = bpf.create_array(PAGE_BYTES, 1)
     slot = bpf.create_slot(inner)
     try:
-        code = change_program(offsets, 7, 3, Layout(size_bytes), discard_segments, slot)
+        code = change_program(
+            offsets,
+            7,
+            3,
+            Layout(size_bytes),
+            discard_segments=discard_segments,
+            slot_map=slot,
+            counter_map=inner,
+            counter_at=128,
+        )
         os.close(bpf.load_program(code))
     finally:
         os.close(slot)

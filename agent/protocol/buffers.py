@@ -1,0 +1,32 @@
+"""Frames are buffers of some MiB that come and go all the time; how the C library treats them decides the speed.
+
+glibc maps each large buffer anew and unmaps it at once, so that every page of every frame is faulted in again. Told
+to keep such memory, it reuses pages that are there: a third less processor time for a full push, more for a pull.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+KEEP_BELOW_BYTES = 64 << 20
+KEEP_FREE_BYTES = 128 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(KEEP_BELOW_BYTES),
+    "MALLOC_TRIM_THRESHOLD_": str(KEEP_FREE_BYTES),
+}
+"""The same for a child process, by its environment."""
+
+
+def keep_large_buffers() -> None:
+    """Tell this process's C library to reuse large buffers. Elsewhere than with glibc it does nothing."""
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, KEEP_BELOW_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, KEEP_FREE_BYTES)
