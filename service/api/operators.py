@@ -11,9 +11,9 @@ from typing import Any
 
 from aiohttp import web
 
-from agent.protocol.errors import Conflict, NotFound, UsageError
+from agent.protocol.errors import NotFound, UsageError
 from recovery.plans import default_plan, dump_plan, parse_plan
-from service.api.views import iso_time, point_to_json, proven_bootable, server_to_json
+from service.api.views import iso_time, point_to_json, proven_bootable, server_to_json, why_deaf
 from service.bell import Bell
 from service.identity.enrolment import TOKEN_HOURS, Enrolment
 from service.receiver.http import read_message
@@ -26,7 +26,6 @@ from service.store.runs import RunRows
 from service.store.servers import ServerStore
 
 MAX_WAIT_SECONDS = 30.0
-SILENT_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,23 +146,15 @@ class OperatorHttp:
 
         def ask() -> dict[str, Any]:
             row = self._servers.by_name(tenant, name)
-            self._check_listens(row)
+            deaf = why_deaf(row, pushing=self._is_pushing(row.id), now=self._now())
+            if deaf is not None:
+                raise deaf
             command_id = f"take-{secrets.token_hex(6)}"
             self._commands.add(command_id, tenant, row.id, "push", wanted.label)
             self._audit.add(tenant, "operator", "take", f"{name}: {command_id}")
             return _command_json(self._commands.get(command_id))
 
         return web.json_response(await asyncio.to_thread(ask), status=202)
-
-    def _check_listens(self, row: ServerRow) -> None:
-        """An agent that is not there will not hear of a command either; one that pushes asks again when it is done."""
-        silent_seconds = None if row.last_seen_at is None else self._now() - row.last_seen_at
-        if (silent_seconds is None or silent_seconds > SILENT_SECONDS) and not self._is_pushing(row.id):
-            when = "never made contact" if silent_seconds is None else f"was last heard of {silent_seconds:.0f} s ago"
-            raise Conflict(
-                f"the agent of {row.name} {when}, so it cannot be asked for a point",
-                "see that it runs there: understudy-agent run; or push there by hand: understudy-agent push",
-            )
 
     async def _command(self, request: web.Request) -> web.Response:
         """As soon as it is done, or as it stands after `?wait_seconds=`."""

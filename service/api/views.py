@@ -7,9 +7,14 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from agent.protocol.errors import Conflict
 from agent.protocol.messages import Point, to_json
 from recovery.runs import Run, Step, StepState
 from service.store.rows import ServerRow
+
+
+SILENT_SECONDS = 120.0
+"""An agent that waits for commands asks at least every 30 s."""
 
 
 def iso_time(seconds: float) -> str:
@@ -57,3 +62,18 @@ def _verdict(steps: list[Step], launch: Step) -> bool | None:
     if any(gate.state is StepState.FAILED and "called off" not in (gate.error or "") for gate in gates):
         return False
     return True if gates and all(gate.state is StepState.DONE for gate in gates) else None
+
+
+def why_deaf(row: ServerRow, *, pushing: bool, now: float) -> Conflict | None:
+    """Why a command would not reach this server's agent; None if it should.
+
+    An agent that is not there hears of nothing; one that pushes asks again when it is done, and one that enrolled a
+    moment ago is about to."""
+    heard_at = row.created_at if row.last_seen_at is None else row.last_seen_at
+    if pushing or now - heard_at <= SILENT_SECONDS:
+        return None
+    when = "has never asked for work" if row.last_seen_at is None else f"is silent for {now - heard_at:.0f} s"
+    return Conflict(
+        f"the agent of {row.name} {when}, so it cannot be asked for a point",
+        "see that it runs there: understudy-agent run; or push there by hand: understudy-agent push",
+    )

@@ -1,5 +1,5 @@
 from recovery.runs import Run, RunKind, Step, StepState
-from service.api.views import proven_bootable, server_to_json
+from service.api.views import SILENT_SECONDS, proven_bootable, server_to_json, why_deaf
 from service.store.rows import ServerRow
 from tests.service.store.rows_for_tests import manifest
 
@@ -32,3 +32,13 @@ def test_lag_is_the_age_of_the_newest_points_instant() -> None:
     assert server_to_json(row, None, 90.0) | {"lag_seconds": None, "last_point": None} == server_to_json(
         row, None, 90.0
     )
+
+
+def test_a_command_to_an_agent_that_is_not_there_is_refused_at_once() -> None:
+    never = ServerRow(id="s", tenant="t", name="web01", created_at=1000.0)
+    silent = ServerRow(id="s", tenant="t", name="web01", created_at=0.0, last_seen_at=1000.0)
+    late = 1000.0 + SILENT_SECONDS + 1
+    for row, words in ((never, "never asked"), (silent, "silent for 121 s")):
+        assert why_deaf(row, pushing=False, now=late - 1) is None
+        assert why_deaf(row, pushing=True, now=late) is None
+        assert words in str(why_deaf(row, pushing=False, now=late))
