@@ -21,7 +21,7 @@ from service.store.audit import AuditStore
 from service.store.commands import CommandStore
 from service.store.plans import PlanStore
 from service.store.points import PointStore
-from service.store.rows import DEFAULT_TENANT, CommandProgress, CommandRow, ServerRow
+from service.store.rows import DEFAULT_TENANT, CommandProgress, CommandRow
 from service.store.runs import RunRows
 from service.store.servers import ServerStore
 

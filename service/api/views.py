@@ -12,7 +12,6 @@ from agent.protocol.messages import Point, to_json
 from recovery.runs import Run, Step, StepState
 from service.store.rows import ServerRow
 
-
 SILENT_SECONDS = 120.0
 """An agent that waits for commands asks at least every 30 s."""
 
