@@ -1,7 +1,8 @@
 """Frames are buffers of some MiB that come and go all the time; how the C library treats them decides the speed.
 
 glibc maps each large buffer anew and unmaps it at once, so that every page of every frame is faulted in again. Told
-to keep such memory, it reuses pages that are there: a third less processor time for a full push, more for a pull.
+to keep such memory, it reuses pages that are there: in a virtual machine, where a fault is dear, a full push of 4 GiB
+went from 18.8 to 15.8 s of processor time (both sides, one run each).
 """
 
 from __future__ import annotations
