@@ -28,10 +28,10 @@ from agent.protocol.errors import (
     UsageError,
 )
 from agent.protocol.messages import PROTOCOL_VERSION, VERSION_HEADER, from_json, to_json
+from agent.protocol.tokens import SERVICE_NAME
 from agent.state import State
 from agent.wire import WireCount, counting_socket_factory
 
-SERVICE_NAME = "understudy.service"  # the name in every service's certificate, whatever address it is reached by
 DEFAULT_PATIENCE_SECONDS = 30.0
 _CONNECTIONS = 6
 

@@ -87,16 +87,6 @@ class DigestMap:
             root.update(blake3(self.run(blocks), derive_key_context=_SEGMENT_CONTEXT).digest())
         return root.digest()
 
-    def data_blocks(self) -> int:
-        """How many blocks are not zero."""
-        return sum(
-            1
-            for blocks in self.grid.pieces(SEGMENT_BLOCKS)
-            if (run := self.run(blocks)).count(0) != len(run)
-            for at in range(0, len(run), DIGEST_BYTES)
-            if run[at : at + DIGEST_BYTES] != ZERO_DIGEST
-        )
-
     def flush(self) -> None:
         """Write a mapped file's changes to its medium."""
         if isinstance(self._buffer, mmap.mmap):
