@@ -1,7 +1,9 @@
 """Frames: how block digests and block contents travel, in both directions.
 
     magic     4 bytes  "USF1"
-    kind      u8       1 OFFER (no payload), 2 BLOCKS, 3 ZEROS (no payload: these blocks are all zero)
+    kind      u8       1 OFFER (no payload), 2 BLOCKS, 3 ZEROS (no payload: these blocks are all zero),
+                       4 UNTIL (no payload, one block: an answer covers what was offered before that block),
+                       5 PATCHES (pages of blocks: pages.py)
     codec     u8       0 stored, 1 zstd (one frame over all blocks together)
     reserved  u16      0
     count     u32      how many blocks are named, at most 65,536
@@ -21,6 +23,7 @@ from __future__ import annotations
 import enum
 import itertools
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +45,8 @@ class Kind(enum.IntEnum):
     OFFER = 1
     BLOCKS = 2
     ZEROS = 3
+    UNTIL = 4
+    PATCHES = 5
 
 
 class Codec(enum.IntEnum):
@@ -56,6 +61,8 @@ class Answer(enum.IntEnum):
     LACKING = 1
     COPIED = 2
     """It was not in place, and was copied from elsewhere in the tenant: deduplicated."""
+    DIFFERS = 3
+    """Lacking, and the block that is in its place may be like it: the sums of its pages follow the answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +96,15 @@ class Frame:
         Raises BadFrame when the payload does not unpack to what was announced, DigestMismatch when a block differs.
         """
         self.check_against(grid)
-        plain = memoryview(self._unpacked())
+        plain = memoryview(self.unpacked())
         for position, index in enumerate(self.indices):
             at = position * grid.block_bytes
             if block_digest(plain[at : at + grid.length(index)]) != self.digest(position):
                 raise DigestMismatch(f"block {index} does not have the digest that was announced for it")
         return plain
 
-    def _unpacked(self) -> bytes | memoryview:
+    def unpacked(self) -> bytes | memoryview:
+        """The payload as it was before packing; nothing is proven. Raises BadFrame."""
         if self.codec is Codec.STORED:
             return self.payload
         try:
@@ -131,15 +139,49 @@ def encode_zeros(indices: Sequence[int]) -> bytes:
     return _head(Kind.ZEROS, Codec.STORED, indices, bytes(len(indices) * DIGEST_BYTES), 0, 0)
 
 
-def encode_blocks(
-    indices: Sequence[int], digests: bytes, blocks: Sequence[bytes | memoryview], level: int = 1
-) -> bytes:
-    """A BLOCKS frame; packed with zstd at `level` where that makes it smaller, else stored as it is."""
-    plain = b"".join(blocks)
-    packed = zstandard.ZstdCompressor(level=level, write_content_size=True).compress(plain) if level else plain
+def encode_until(index: int) -> bytes:
+    """An UNTIL frame: of what was offered, block `index` and those behind it are not answered yet."""
+    return _head(Kind.UNTIL, Codec.STORED, (index,), bytes(DIGEST_BYTES), 0, 0)
+
+
+def encode_blocks(indices: Sequence[int], digests: bytes, parts: Sequence[bytes | memoryview], level: int = 1) -> bytes:
+    """A BLOCKS frame; packed with zstd at `level` where that makes it smaller, else stored as it is. `parts` are the
+    blocks' contents in order, however they are cut."""
+    return b"".join(blocks_frame(indices, digests, parts, level))
+
+
+def blocks_frame(
+    indices: Sequence[int], digests: bytes, parts: Sequence[bytes | memoryview], level: int = 1
+) -> tuple[bytes, bytes | memoryview]:
+    """The same as head and payload; the payload may be `parts[0]` itself."""
+    return _packed(Kind.BLOCKS, indices, digests, parts[0] if len(parts) == 1 else b"".join(parts), level)
+
+
+def patches_frame(
+    indices: Sequence[int], digests: bytes, plain: bytes | memoryview, level: int = 1
+) -> tuple[bytes, bytes | memoryview]:
+    """A PATCHES frame as head and payload; pages.py knows what is in `plain`."""
+    return _packed(Kind.PATCHES, indices, digests, plain, level)
+
+
+def _packed(
+    kind: Kind, indices: Sequence[int], digests: bytes, plain: bytes | memoryview, level: int
+) -> tuple[bytes, bytes | memoryview]:
+    packed = _compressor(level).compress(plain) if level else plain
     codec = Codec.ZSTD if len(packed) < len(plain) else Codec.STORED
     payload = packed if codec is Codec.ZSTD else plain
-    return _head(Kind.BLOCKS, codec, indices, digests, len(plain), len(payload)) + payload
+    return _head(kind, codec, indices, digests, len(plain), len(payload)), payload
+
+
+_own = threading.local()
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    """This thread's compressor: to set one up costs as much as to pack some blocks."""
+    compressors: dict[int, zstandard.ZstdCompressor] = _own.__dict__.setdefault("compressors", {})
+    if level not in compressors:
+        compressors[level] = zstandard.ZstdCompressor(level=level, write_content_size=True)
+    return compressors[level]
 
 
 def head_bytes(count: int) -> int:
@@ -178,8 +220,8 @@ def frame_bytes(header: bytes | bytearray | memoryview) -> int:
         raise BadFrame(f"a frame of {count} blocks is over the limit of {MAX_BLOCKS}")
     if plain > MAX_PLAIN_BYTES or packed > plain:
         raise BadFrame(f"a payload of {packed} bytes for {plain} is over the limit")
-    if kind != Kind.BLOCKS and (plain or codec):
-        raise BadFrame("only a BLOCKS frame has a payload")
+    if kind not in (Kind.BLOCKS, Kind.PATCHES) and (plain or codec):
+        raise BadFrame("only BLOCKS and PATCHES have a payload")
     if codec == Codec.STORED and packed != plain:
         raise BadFrame("a stored payload has the wrong length")
     return head_bytes(count) + int(packed)

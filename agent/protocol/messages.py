@@ -10,6 +10,7 @@ signed manifests, in the database), so whatever could not be read back is refuse
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -69,18 +70,22 @@ class VolumeDeclaration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """The agent's heartbeat. `wait_seconds` asks the service to hold the answer until there is a command."""
+    """The agent's heartbeat. `wait_seconds` asks the service to hold the answer until there is a command. `fenced`:
+    what it has stopped because it is not the server any more, in words."""
 
     machine_id: str
     agent_version: str
     wait_seconds: int = 0
     volumes: list[VolumeDeclaration] = field(default_factory=list)
     inventory: dict[str, Any] | None = None
+    fenced: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """Something the service wants done. `kind` is `push`; more kinds may come and are refused, not ignored."""
+    """Something the service wants done. `kind` is `push`; `exec`: run the command that the agent's own configuration
+    allows under the name `label`; `fence`: run the one named so, and push only when asked to; `unfence` takes that
+    back. More kinds may come and are refused, not ignored."""
 
     id: str
     kind: str
@@ -89,20 +94,25 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HelloReply:
-    """`stand_down` is the reason why this machine must not replicate now, or null."""
+    """`stand_down` is the reason why this machine must not replicate now, or null. `fence`: it was the server, so it
+    must not serve either."""
 
     server_id: str
     server_name: str
     epoch: int
     interval_seconds: int
     stand_down: str | None = None
+    fence: bool = False
     commands: list[Command] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandResult:
+    """One of `point` (of a push), `output` (the end of what an `exec` that succeeded wrote) and `error`."""
+
     command: str
     point: str | None = None
+    output: str | None = None
     error: dict[str, Any] | None = None
 
 
@@ -134,7 +144,10 @@ class BeginReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlocksReply:
+    """`mismatched`: patched blocks that did not come out as announced; nothing of them was written."""
+
     written_blocks: int
+    mismatched: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +210,7 @@ def from_json(cls: type[T], document: Any, where: str = "") -> T:
     name = where or cls.__name__
     if not isinstance(document, dict):
         raise BadMessage(f"{name} is not a JSON object")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(typing.cast("Any", cls))
     values: dict[str, Any] = {}
     for spec in dataclasses.fields(cls):  # type: ignore[arg-type]  # T is always a dataclass here
         label = f"{name}.{spec.name}"
@@ -206,6 +219,12 @@ def from_json(cls: type[T], document: Any, where: str = "") -> T:
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise BadMessage(f"{label} is missing")
     return cls(**values)
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """Evaluating annotations takes longer than all the checks, and every request asks for them."""
+    return typing.get_type_hints(cls)
 
 
 def _checked(hint: Any, value: Any, label: str) -> Any:
