@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,8 @@ def _push(options: argparse.Namespace) -> None:
     from agent.progress import ProgressBar
     from agent.push.push import PushResult, push
 
+    _take_priority(options, "normal")
+
     async def run(bar: ProgressBar) -> PushResult:
         state = _state(options)
         async with ServiceClient.of(state) as client:
@@ -121,7 +124,66 @@ def _run(options: argparse.Namespace) -> None:
     from agent.daemon import run
 
     logging.getLogger().setLevel(logging.INFO)
+    _take_priority(options, "low")
     asyncio.run(run(_state(options)))
+
+
+def _seed(options: argparse.Namespace) -> None:
+    from agent.progress import ProgressBar
+    from agent.seed import write_seed
+
+    _take_priority(options, "normal")
+    with ProgressBar("seed", enabled=not options.json) as bar:
+        result = write_seed(_state(options), Path(options.onto), on_progress=bar)
+    _print(
+        options,
+        dataclasses.asdict(result),
+        f"{result.file}: {_mib(result.data_bytes)} of disk in {_mib(result.file_bytes)}, {result.seconds:.1f} s\n"
+        f"next: carry it to the service, and there: understudy seed import {Path(result.file).name}; "
+        "then understudy-agent push sends what changed since",
+    )
+
+
+def _limit(options: argparse.Namespace) -> None:
+    from agent.pacing import settings
+    from agent.pacing.rate import Limit, parse_hours, parse_rate
+
+    folder = _state(options).folder
+    now = settings.load(folder)
+    if options.between and options.rate in (None, "none"):
+        raise UsageError("hours without a rate", "say both: understudy-agent limit 20mbit --between 08:00-18:00")
+    if options.rate is not None:
+        between = parse_hours(options.between) if options.between else None
+        limit = None if options.rate == "none" else Limit(parse_rate(options.rate), between)
+        now = dataclasses.replace(now, limit=limit)
+        settings.save(folder, now)
+    document = {
+        "bytes_a_second": now.limit.bytes_a_second if now.limit else None,
+        "between": str(now.limit.between) if now.limit and now.limit.between else None,
+    }
+    _print(options, document, f"bandwidth limit of pushes: {now.limit or 'none'}")
+
+
+def _priority(options: argparse.Namespace) -> None:
+    from agent.pacing import settings
+    from agent.pacing.priority import Priority
+
+    folder = _state(options).folder
+    now = settings.load(folder)
+    if options.priority:
+        now = dataclasses.replace(now, priority=Priority(options.priority))
+        settings.save(folder, now)
+    text = f"priority: {now.priority}" if now.priority else "priority: low for the daemon, normal for a push by hand"
+    _print(options, {"priority": now.priority}, text)
+
+
+def _take_priority(options: argparse.Namespace, default: str) -> None:
+    from agent.pacing import settings
+    from agent.pacing.priority import Priority, apply
+
+    problem = apply(settings.load(_state(options).folder).priority or Priority(default))
+    if problem:
+        logging.getLogger("understudy-agent").warning("%s", problem)
 
 
 def _thaw(options: argparse.Namespace) -> None:
@@ -131,6 +193,19 @@ def _thaw(options: argparse.Namespace) -> None:
     paths = _state(options).protected()
     thawed = thaw_all(sorted({fs.mountpoint for path in paths for fs in mounted_filesystems(path)}))
     _print(options, {"thawed": thawed}, f"thawed: {', '.join(thawed) or 'nothing was frozen'}")
+
+
+def _allow(options: argparse.Namespace) -> None:
+    from agent.allowed import allow, allowed
+
+    state = _state(options)
+    if options.name is not None:
+        if options.remove == bool(options.words):
+            raise UsageError("allow what?", f"understudy-agent allow {options.name} -- COMMAND, or --remove")
+        allow(state, options.name, options.words)
+    commands = allowed(state)
+    lines = [f"{name}: {shlex.join(command)}" for name, command in sorted(commands.items())]
+    _print(options, commands, "\n".join(lines) or "the service may have no command run here")
 
 
 # --- shared ---
@@ -220,6 +295,41 @@ def _parser() -> argparse.ArgumentParser:
     pull.add_argument("--volume", metavar="N", type=int, default=0, help="which of the point's volumes (default 0)")
     pull.add_argument("--onto", metavar="PATH", required=True, help="the disk or file to overwrite")
     pull.add_argument("--yes", action="store_true", help="do not ask")
+
+    seed = command(
+        "seed",
+        _seed,
+        "write all protected disks to a file, to be carried to the service instead of sent",
+        "seed --onto /media/usb/web01.seed",
+    )
+    seed.add_argument("--onto", metavar="FILE", required=True, help="the file to write; it must not exist yet")
+
+    limit = command(
+        "limit",
+        _limit,
+        "the bandwidth that pushes may take; one that is running keeps to it within a second",
+        "limit 20mbit --between 08:00-18:00\n  understudy-agent limit none",
+    )
+    limit.add_argument("rate", metavar="RATE", nargs="?", help="like 20mbit or 2MB/s; none; without it: show")
+    limit.add_argument("--between", metavar="HH:MM-HH:MM", help="only in these hours, by this machine's clock")
+
+    priority = command(
+        "priority",
+        _priority,
+        "whether replication stands back behind the server's own work; a daemon takes it over when it starts",
+        "priority low",
+    )
+    priority.add_argument("priority", choices=("low", "normal"), nargs="?", help="without it: show")
+
+    allow = command(
+        "allow",
+        _allow,
+        "commands that a recovery plan may have run here, by name; there are none at first",
+        "allow db-ready -- /usr/bin/pg_isready -q\n  understudy-agent allow db-ready --remove",
+    )
+    allow.add_argument("name", metavar="NAME", nargs="?", help="without it: show")
+    allow.add_argument("--remove", action="store_true", help="allow it no longer")
+    allow.add_argument("words", metavar="COMMAND", nargs="*", help="after --: a program and its arguments")
 
     command("thaw", _thaw, "thaw the protected disks' filesystems, whoever froze them (systemd runs this)", "thaw")
     return parser

@@ -7,19 +7,22 @@ until `patience_seconds` have passed without one answer.
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import random
 import re
 import ssl
 import time
+import urllib.parse
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import aiohttp
-from cryptography import x509
-
+from agent.pacing.pace import Pace
+from agent.pieces import WORKERS
 from agent.protocol.errors import (
     BadMessage,
     TransportError,
@@ -30,10 +33,10 @@ from agent.protocol.errors import (
 from agent.protocol.messages import PROTOCOL_VERSION, VERSION_HEADER, from_json, to_json
 from agent.protocol.tokens import SERVICE_NAME
 from agent.state import State
-from agent.wire import WireCount, counting_socket_factory
+from agent.transport import ANSWER_SECONDS, BLOCKS_SECONDS, Buffer, LinePool, WireCount
 
 DEFAULT_PATIENCE_SECONDS = 30.0
-_CONNECTIONS = 6
+BLOCKS_TYPE = "application/octet-stream"
 
 T = TypeVar("T")
 
@@ -55,17 +58,40 @@ class ServiceClient:
         *,
         server_hostname: str | None = SERVICE_NAME,
         patience_seconds: float = DEFAULT_PATIENCE_SECONDS,
+        pace: Pace | None = None,
     ) -> None:
-        """Raises UsageError for a URL that is not https."""
+        """`pace` limits what is sent. Raises UsageError for a URL that is not https."""
         if not url.startswith("https://"):  # a token or a disk's content must never travel in the clear
             raise UsageError(f"{url!r} is no https:// address", "it looks like https://HOST:8470")
         self._url = url.rstrip("/")
-        self._context = context
-        self._server_hostname = server_hostname
         self._patience_seconds = patience_seconds
         self._certificate_path: Path | None = None
-        self._http: aiohttp.ClientSession | None = None
-        self.wire = WireCount()
+        try:
+            parts = urllib.parse.urlsplit(self._url)
+            host, port = parts.hostname, parts.port or 443
+        except ValueError:
+            host = None
+        if not host:
+            raise UsageError(f"{url!r} is no address", "it looks like https://HOST:8470")
+        self._lines = LinePool(host, port, context, server_hostname, pace)
+        self._pace = pace
+        self._threads = ThreadPoolExecutor(WORKERS, "line")
+
+    @property
+    def wire(self) -> WireCount:
+        return self._lines.wire
+
+    @property
+    def network_rate(self) -> float | None:
+        """Bytes a second that we may send and the network takes, over all lines, lately; None until that is known."""
+        allowed = self._pace.rate if self._pace is not None else None
+        found = self._lines.network_rate
+        return min((rate for rate in (allowed, found) if rate is not None), default=None)
+
+    @property
+    def receive_rate(self) -> float | None:
+        """Bytes a second that each line brings, lately; None until that is known."""
+        return self._lines.receive_rate
 
     @classmethod
     def of(cls, state: State, patience_seconds: float = DEFAULT_PATIENCE_SECONDS) -> Self:
@@ -79,40 +105,32 @@ class ServiceClient:
                 f"the identity in {state.folder} cannot be used: {error}",
                 "enrol again: understudy-agent enroll URL TOKEN",
             ) from None
-        client = cls(identity.url, context, patience_seconds=patience_seconds)
+        client = cls(identity.url, context, patience_seconds=patience_seconds, pace=Pace(state.folder))
         client._certificate_path = state.certificate_path
         return client
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(
-            limit=_CONNECTIONS, ssl=self._context, socket_factory=counting_socket_factory(self.wire)
-        )
-        self._http = aiohttp.ClientSession(
-            connector=connector,
-            auto_decompress=False,
-            headers={VERSION_HEADER: str(PROTOCOL_VERSION), "Accept-Encoding": "identity"},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=120),
-        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._http is not None:
-            await self._http.close()
-            self._http = None
+        if self._pace is not None:
+            self._pace.close()
+        self._lines.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def ask(self, path: str, message: Any, reply: type[T], *, method: str = "POST") -> T:
-        """Send a JSON message, get one back. Raises what the service answered, or TransportError, TrustError."""
+        """Send a message, get one back. Raises what the service answered, or TransportError, TrustError."""
         body = b"" if message is None else json.dumps(to_json(message)).encode()
-        answer = await self.call(method, path, body, "application/json")
-        try:
-            return from_json(reply, json.loads(answer))
-        except ValueError:
-            raise BadMessage(f"the service's answer to {path} is not JSON") from None
+        return _message(reply, path, await self.call(method, path, [body], "application/json"))
 
-    async def call(self, method: str, path: str, body: bytes, content_type: str = "application/octet-stream") -> bytes:
-        """One request, repeated while the line is down and patience lasts."""
+    async def bring(self, path: str, body: Sequence[Buffer], reply: type[T]) -> T:
+        """Send frames, a body in parts, and get a message back. Raises as ask() does."""
+        return _message(reply, path, await self.call("POST", path, body))
+
+    async def call(self, method: str, path: str, body: Sequence[Buffer], content_type: str = BLOCKS_TYPE) -> bytes:
+        """One request, its body in parts, repeated while the line is down and patience lasts."""
         first_failure: float | None = None
         delay_seconds = 0.2
         while True:
@@ -131,6 +149,8 @@ class ServiceClient:
         a client begin before it hears). So after a cut we look ourselves. Raises TrustError."""
         if self._certificate_path is None:
             return
+        from cryptography import x509  # only here, and it takes long to load
+
         certificate = x509.load_pem_x509_certificate(self._certificate_path.read_bytes())
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         if begin <= datetime.now(UTC) <= end:
@@ -141,23 +161,30 @@ class ServiceClient:
             "check this machine's clock; if it is right, enrol again: understudy-agent enroll URL TOKEN",
         )
 
-    async def _once(self, method: str, path: str, body: bytes, content_type: str) -> bytes:
-        assert self._http is not None, "use the client as a context manager"
+    async def _once(self, method: str, path: str, body: Sequence[Buffer], content_type: str) -> bytes:
+        headers = {
+            VERSION_HEADER: str(PROTOCOL_VERSION),
+            "Content-Type": content_type,
+            "Accept-Encoding": "identity",
+        }
+        silence_seconds = BLOCKS_SECONDS if content_type == BLOCKS_TYPE else ANSWER_SECONDS
+        loop = asyncio.get_running_loop()
         try:
-            async with self._http.request(
-                method,
-                self._url + path,
-                data=body,
-                headers={"Content-Type": content_type},
-                server_hostname=self._server_hostname,
-            ) as reply:
-                answer = await reply.read()
-                status = reply.status
-        except (aiohttp.ClientError, ssl.SSLError, OSError, TimeoutError) as error:
+            status, answer = await loop.run_in_executor(
+                self._threads, self._lines.request, method, path, body, headers, silence_seconds
+            )
+        except (http.client.HTTPException, OSError) as error:
             raise _translated(self._url, error) from error
         if 200 <= status < 300:
             return answer
         raise _error_of(self._url, status, answer)
+
+
+def _message(cls: type[T], path: str, answer: bytes) -> T:
+    try:
+        return from_json(cls, json.loads(answer))
+    except ValueError:
+        raise BadMessage(f"the service's answer to {path} is not JSON") from None
 
 
 def _error_of(url: str, status: int, answer: bytes) -> UnderstudyError:
@@ -171,8 +198,6 @@ def _translated(url: str, error: Exception) -> UnderstudyError:
     """Library errors as ours. OpenSSL tells its reasons only in words."""
     text = str(error)
     lower = text.lower().replace("_", " ")
-    if isinstance(error, aiohttp.InvalidURL):
-        return TransportError(f"{url} is not a URL", "it looks like https://HOST:8470")
     if "certificate expired" in lower or "certificate has expired" in lower:
         return TrustError(
             f"a certificate between this agent and {url} has expired",
@@ -180,7 +205,7 @@ def _translated(url: str, error: Exception) -> UnderstudyError:
         )
     if "not yet valid" in lower:
         return TrustError(f"the certificate of {url} is not valid yet", "check this machine's clock")
-    if isinstance(error, aiohttp.ClientConnectorCertificateError) or "certificate verify failed" in lower:
+    if isinstance(error, ssl.SSLCertVerificationError) or "certificate verify failed" in lower:
         return TrustError(
             f"{url} is not the service that this agent was enrolled with: {_reason(text)}",
             "check the URL; if the service was installed anew, enrol again with a new token",
@@ -194,10 +219,13 @@ def _translated(url: str, error: Exception) -> UnderstudyError:
         return TrustError(f"{url} does not accept this agent's certificate", "enrol again with a new token")
     if "wrong version number" in lower or "record layer failure" in lower or "unexpected message" in lower:
         return TransportError(f"what answers at {url} does not speak TLS", "check the URL and the port")
+    if isinstance(error, http.client.HTTPException) and not isinstance(error, ConnectionError):
+        return TransportError(
+            f"the answer of {url} was cut short, or is no HTTP ({type(error).__name__})", "check the URL and the line"
+        )
     return TransportError(f"{url} could not be reached: {_reason(text) or type(error).__name__}")
 
 
 def _reason(text: str) -> str:
-    """The part of an aiohttp error text that says why."""
-    text = re.sub(r"\[Errno -?\d+\] ", "", text)
-    return text.rsplit("[", 1)[-1].rstrip("]") if "[" in text else text
+    """The words of an OSError or of OpenSSL, without the numbers around them."""
+    return re.sub(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$", "", text)

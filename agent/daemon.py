@@ -9,15 +9,19 @@ import logging
 import random
 import signal
 import time
+from pathlib import Path
 
 from agent import __version__
+from agent.allowed import run_allowed
 from agent.client import ServiceClient
+from agent.fencing import FENCE, UNFENCE, Fencing
 from agent.identity import renew_if_due
 from agent.inventory import collect, machine_id
 from agent.protocol.errors import Conflict, TrustError, UnderstudyError
 from agent.protocol.grid import DEFAULT_BLOCK_BYTES
 from agent.protocol.messages import Command, CommandResult, Hello, HelloReply, VolumeDeclaration, to_json
 from agent.push.push import push
+from agent.readiness import boot_files
 from agent.state import State
 from agent.volumes.source import SourceVolume
 
@@ -48,6 +52,9 @@ class _Daemon:
         self._state = state
         self._machine_id = machine_id()
         self._said_stand_down = ""
+        self._fencing = Fencing(state)
+        self._epoch = 0
+        self._boot_files = ""
         self._inventory: dict[str, object] | None = None
         self._interval_seconds = 0
         self._pushed_at = float("-inf")
@@ -55,15 +62,14 @@ class _Daemon:
     async def run(self) -> None:
         delay_seconds = RETRY_SECONDS
         log.info("understudy-agent %s runs as %s", __version__, self._state.identity().server_name)
-        self._inventory = await asyncio.to_thread(collect)
         while True:
             try:
+                # One connection for many hellos: a service has thousands of agents, and handshakes are dear.
                 async with ServiceClient.of(self._state, patience_seconds=0) as client:
-                    if await renew_if_due(self._state, client):
-                        log.info("the certificate was renewed")
-                        continue
-                    await self._once(client)
-                delay_seconds = RETRY_SECONDS
+                    while not await renew_if_due(self._state, client):
+                        await self._once(client)
+                        delay_seconds = RETRY_SECONDS
+                log.info("the certificate was renewed")
             except UnderstudyError as error:
                 log.warning("%s", error)
                 if isinstance(error, TrustError):
@@ -76,7 +82,13 @@ class _Daemon:
 
     async def _once(self, client: ServiceClient) -> None:
         """One hello, and what follows from it."""
+        found = await asyncio.to_thread(boot_files, Path("/"))
+        if found != self._boot_files:  # at the start, and when a new kernel was put in place
+            self._inventory, self._boot_files = await asyncio.to_thread(collect), found
+        fence = await asyncio.to_thread(self._fencing.now)
         due_seconds = self._pushed_at + self._interval_seconds - time.monotonic()
+        if fence is not None:
+            due_seconds = HELLO_WAIT_SECONDS  # it pushes when it is asked to, and only then
         reply = await client.ask(
             "/agent/v1/hello",
             Hello(
@@ -85,6 +97,7 @@ class _Daemon:
                 wait_seconds=int(min(max(due_seconds, 0), HELLO_WAIT_SECONDS)),
                 volumes=await asyncio.to_thread(self._volumes),
                 inventory=self._inventory,
+                fenced=await asyncio.to_thread(lambda: self._fencing.said),
             ),
             HelloReply,
         )
@@ -94,30 +107,51 @@ class _Daemon:
             if reply.stand_down != self._said_stand_down:
                 log.warning("standing down: %s", reply.stand_down)
             self._said_stand_down = reply.stand_down
+            if reply.fence:
+                await asyncio.to_thread(self._fencing.stand_down, reply.epoch)
             await asyncio.sleep(RETRY_SECONDS)
             return
-        self._said_stand_down = ""
+        if self._said_stand_down:
+            self._pushed_at = float("-inf")  # it was away from protection for long enough
+            self._said_stand_down = ""
+        self._epoch = reply.epoch
+        if fence is not None and fence.epoch < reply.epoch:
+            log.info("this machine is the server again")
+            await asyncio.to_thread(self._fencing.lift)
+            fence = None
         for command in reply.commands:
             await self._obey(command)
         due = time.monotonic() - self._pushed_at >= self._interval_seconds
-        if due and not reply.commands and self._state.protected():
+        if due and fence is None and not reply.commands and self._state.protected():
             await self._push(None)
 
     async def _obey(self, command: Command) -> None:
         """Carry out a command and report how it ended, success or not."""
         result: CommandResult
-        if command.kind != "push":
+        if command.kind not in ("push", "exec", FENCE, UNFENCE):
             error = Conflict(f"this agent does not know the command {command.kind!r}", "update the agent")
             result = CommandResult(command=command.id, error=error.to_json()["error"])
         else:
             try:
-                result = CommandResult(command=command.id, point=await self._push(command.label))
+                if command.kind == "exec":
+                    log.info("the service asks for the command %s", command.label)
+                    output = await asyncio.to_thread(run_allowed, self._state, command.label)
+                    result = CommandResult(command=command.id, output=output)
+                elif command.kind == FENCE:
+                    log.warning("the service asks this server to stop what it does for others")
+                    output = await asyncio.to_thread(self._fencing.put_up, self._epoch)
+                    result = CommandResult(command=command.id, output=output)
+                elif command.kind == UNFENCE:
+                    await asyncio.to_thread(self._fencing.lift)
+                    result = CommandResult(command=command.id, output="this machine is the server again")
+                else:
+                    result = CommandResult(command=command.id, point=await self._push(command.label))
             except UnderstudyError as error:
                 log.warning("%s", error)
                 result = CommandResult(command=command.id, error=error.to_json()["error"])
         async with ServiceClient.of(self._state) as client:
             await client.call(
-                "POST", f"/agent/v1/commands/{command.id}", json.dumps(to_json(result)).encode(), "application/json"
+                "POST", f"/agent/v1/commands/{command.id}", [json.dumps(to_json(result)).encode()], "application/json"
             )
 
     async def _push(self, label: str | None) -> str:

@@ -73,7 +73,7 @@ async def _pinned_ca(url: str, fingerprint: str) -> str:
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE
     async with ServiceClient(url, unverified, patience_seconds=5) as client:
-        answer = await client.call("GET", "/ca.pem", b"")
+        answer = await client.call("GET", "/ca.pem", [])
     try:
         ca_pem = answer.decode("ascii")
         found = _fingerprint(ca_pem)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.bootability import boot_findings
+from agent.readiness import boot_files, boots_on
 from agent.volumes.blockdevices import BlockDevice, read_block_devices, stacked_on
 from agent.volumes.mounts import Mount, read_mounts
 from agent.volumes.topology import device_number, filesystems_on
@@ -40,9 +41,11 @@ def collect() -> dict[str, Any]:
     `network`: [{name, mac, addresses: ["192.0.2.7/24"]}],
     `disks`: [{name: "/dev/sda", size_bytes, model, serial, partitions: [{name, size_bytes}],
     filesystems: [{device, mountpoint, fstype, read_only}]}],
-    `boot_findings`: [{level: ok|warn|stop, what, way_out}].
+    `boot_findings`: [{level: ok|warn|stop, what, way_out}], `boots_on`: [virtio, ...] as agent.readiness tells,
+    `boot_files`: a hash that changes with what a boot reads.
     """
     mode = boot_mode()
+    findings = boot_findings(_ROOT, mode)
     return {
         "hostname": socket.gethostname(),
         "os": _system_name(),
@@ -54,7 +57,9 @@ def collect() -> dict[str, Any]:
         "machine_id": machine_id(),
         "network": _network(),
         "disks": _disks(),
-        "boot_findings": boot_findings(_ROOT, mode),
+        "boot_findings": findings,
+        "boots_on": boots_on(_ROOT, findings),
+        "boot_files": boot_files(_ROOT),
     }
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any, TypeVar
 
 from agent.protocol.digests import block_digest
 from agent.protocol.grid import BlockGrid
 from agent.volumes.source import aligned_buffer
 
-PIECE_BLOCKS = 64
-WORKERS = 4
+PIECE_BYTES = 4 << 20
+"""What is read, hashed and packed at a time."""
+WORKERS = 8
+
+T = TypeVar("T")
 
 
 def pieces_with_data(grid: BlockGrid, data_ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[range, bool]]:
@@ -20,11 +24,16 @@ def pieces_with_data(grid: BlockGrid, data_ranges: Iterable[tuple[int, int]]) ->
     data = iter(data_ranges)
     nothing = (grid.size_bytes, 0)
     offset, length = next(data, nothing)
-    for blocks in grid.pieces(PIECE_BLOCKS):
+    for blocks in grid.pieces(piece_blocks(grid)):
         begin, size = grid.span(blocks)
         while offset + length <= begin and offset < grid.size_bytes:
             offset, length = next(data, nothing)
         yield blocks, offset < begin + size
+
+
+def piece_blocks(grid: BlockGrid) -> int:
+    """How many blocks make a piece."""
+    return max(1, PIECE_BYTES // grid.block_bytes)
 
 
 def hash_piece(grid: BlockGrid, piece: memoryview) -> bytes:
@@ -33,21 +42,13 @@ def hash_piece(grid: BlockGrid, piece: memoryview) -> bytes:
     return b"".join(block_digest(piece[at : at + size]) for at in range(0, len(piece), size))
 
 
-async def share_out(
-    pieces: Iterable[tuple[range, bool]], grid: BlockGrid, work: Callable[[range, bool, memoryview], Awaitable[None]]
-) -> None:
-    """Let a few workers, each with a buffer of its own, share the pieces, so that disk, processors and line are busy
-    at once. Raises what the first worker to fail raised; the others are cancelled."""
+async def share_out(pieces: Iterable[T], work: Callable[[Iterator[T], memoryview], Coroutine[Any, Any, None]]) -> None:
+    """Let a few workers take pieces from one iterator, each with an aligned buffer of its own for PIECE_BYTES, so that
+    disk, processors and line are busy at once. Raises what the first to fail raised; the others are cancelled."""
     shared = iter(pieces)
-
-    async def worker() -> None:
-        buffer = aligned_buffer(PIECE_BLOCKS * grid.block_bytes)
-        for blocks, has_data in shared:
-            await work(blocks, has_data, buffer)
-
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(WORKERS):
-                group.create_task(worker())
+                group.create_task(work(shared, aligned_buffer(PIECE_BYTES)))
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None

@@ -15,8 +15,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from agent.consistency.freeze import Freeze, lock_memory, unlock_memory
+from agent.pacing.priority import raised
 from agent.protocol.errors import FreezeError
-from agent.push.volume import Change, VolumePush
+from agent.push.changes import Change
+from agent.push.volume import VolumePush
 from agent.tracking.tracker import ChangeTracker, Untracked
 from agent.volumes.activity import ActivityMark, mark
 from agent.volumes.topology import MountedFilesystem
@@ -72,7 +74,8 @@ async def reach_instant(watched: list[Watched], filesystems: list[MountedFilesys
             if moved_bytes <= SMALL_BYTES:
                 break
         lock_memory()
-        found, at, frozen_seconds = await loop.run_in_executor(threads, _read_frozen, freeze, watched)
+        with raised():  # others wait for us now
+            found, at, frozen_seconds = await loop.run_in_executor(threads, _read_frozen, freeze, watched)
     finally:
         await loop.run_in_executor(threads, freeze.close)
         unlock_memory()
@@ -118,7 +121,7 @@ def _read_until_still(watched: list[Watched]) -> tuple[list[list[Change]] | None
             for blocks in one.volume.grid.covering(ranges, one.volume.grid.count):
                 for index in [index for index in changes if index in blocks]:
                     del changes[index]
-            kept_bytes = sum(len(change.content or b"") for kept in found for change in kept.values())
+            kept_bytes = sum(len(change.source or b"") for kept in found for change in kept.values())
             fresh = one.volume.changes_within(ranges, MEMORY_BYTES - kept_bytes)
             if fresh is None:
                 return None, at

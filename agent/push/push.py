@@ -24,8 +24,9 @@ from agent.protocol.messages import (
     VolumeDeclaration,
     VolumeStanding,
 )
+from agent.push.bring import Bringer, Tally
 from agent.push.instant import Instant, Watched, reach_instant
-from agent.push.volume import Tally, VolumePush
+from agent.push.volume import VolumePush
 from agent.state import Position, State
 from agent.tracking.tracker import ChangeTracker, open_tracker
 from agent.volumes.activity import mark
@@ -33,6 +34,7 @@ from agent.volumes.source import SourceVolume
 from agent.volumes.topology import mounted_filesystems
 
 BUSY_PATIENCE_SECONDS = 30.0
+COMMIT_PATIENCE_SECONDS = 3600.0
 ATTEMPTS = 4
 
 log = logging.getLogger(__name__)
@@ -67,14 +69,16 @@ async def push(
     if not paths:
         raise UsageError("nothing is protected yet", "name the disks: understudy-agent protect PATH...")
     began = time.monotonic()
-    with state.locked(), ThreadPoolExecutor((os.cpu_count() or 2) + 2, "push") as threads:
-        failures = 0
+    with state.locked(), ThreadPoolExecutor((os.cpu_count() or 2) + 1, "push") as threads:
+        failures, said = 0, ""
         while True:
             try:
                 return await _Attempt(state, client, threads, paths, label, on_progress, began).run()
-            except VolumeBusy:
+            except VolumeBusy as busy:
                 if time.monotonic() - began > BUSY_PATIENCE_SECONDS:
                     raise
+                if busy.message != said:
+                    log.warning("waiting: %s", said := busy.message)
                 await asyncio.sleep(1)
             except (SessionUnknown, RootMismatch) as doubt:
                 failures += 1
@@ -116,7 +120,9 @@ class _Attempt:
             begun = await self._begin(grids)
             watched = [self._watch(source, resources) for source in sources]
             for index, (one, standing) in enumerate(zip(watched, begun.volumes, strict=True)):
-                one.volume.session = begun.session
+                one.volume.bringer = Bringer(
+                    index, one.volume.held, self._client, self._threads, self._tally, begun.session
+                )
                 resources.callback(one.volume.held.close)
                 await one.volume.send_all(trust_held=self._recall(index, one.volume, standing))
             for source in sources:
@@ -158,9 +164,7 @@ class _Attempt:
         if isinstance(tracker, ChangeTracker):
             resources.callback(tracker.close)
         held = self._state.new_digests(source.path, grid)
-        volume = VolumePush(
-            self._paths.index(source.path), source, held, self._client, self._threads, self._tally, self._progress
-        )
+        volume = VolumePush(self._paths.index(source.path), source, held, self._threads, self._tally, self._progress)
         return Watched(volume, tracker, mark(source.path))
 
     def _recall(self, index: int, volume: VolumePush, standing: VolumeStanding) -> bool:
@@ -192,10 +196,21 @@ class _Attempt:
             frozen_seconds=instant.frozen_seconds,
             sent_bytes=self._client.wire.total_bytes,
         )
-        point = await self._client.ask(f"/agent/v1/sessions/{session}/commit", request, Point)
+        point = await self._ask_commit(f"/agent/v1/sessions/{session}/commit", request)
         if [volume.root for volume in point.volumes] != roots:
             raise RootMismatch(f"point {point.id} does not have the roots that were committed")
         return point
+
+    async def _ask_commit(self, path: str, request: CommitRequest) -> Point:
+        """A commit of many volumes may take longer than an answer: then it is asked for again, and not begun anew."""
+        deadline = time.monotonic() + COMMIT_PATIENCE_SECONDS
+        while True:
+            try:
+                return await self._client.ask(path, request, Point)
+            except VolumeBusy:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(1)
 
     def _keep(self, watched: list[Watched]) -> None:
         for one in watched:

@@ -7,48 +7,50 @@ an entry changes when the receiver has answered for that block. A push is done w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
 
-from agent.client import ServiceClient
-from agent.pieces import PIECE_BLOCKS, hash_piece, pieces_with_data, share_out
+from agent.pieces import PIECE_BYTES, hash_piece, piece_blocks, pieces_with_data, share_out
 from agent.protocol.digests import DIGEST_BYTES, ZERO_DIGEST, DigestMap
-from agent.protocol.errors import BadMessage
-from agent.protocol.frames import Answer, encode_blocks, encode_offer
 from agent.protocol.grid import BlockGrid
+from agent.push.bring import Bringer, Tally
+from agent.push.changes import Change
 from agent.volumes.source import SourceVolume, aligned_buffer
 
-COMPRESSION_LEVEL = 1
+KEPT_SHARE = 4
+"""A piece of which less than a quarter changed is not sent for itself: its changes wait until there are more."""
+KEPT_BYTES = 16 << 20
+KEPT_BLOCKS = 4096
+"""The most that wait, in content, and in blocks with those of zeros."""
+SCATTERED_AT_ONCE = 2
 
 
-@dataclass(slots=True)
-class Tally:
-    """What a push did, in bytes of disk."""
+class _Scattered:
+    """Changes of several pieces, which travel together: the more there are, the better they pack."""
 
-    read_bytes: int = 0
-    changed_bytes: int = 0
-    deduplicated_bytes: int = 0
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.size_bytes = 0
 
+    def keep(self, changes: list[Change], grid: BlockGrid) -> None:
+        kept = [change.kept(grid) for change in changes]
+        self.changes += kept
+        self.size_bytes += sum(len(change.source or b"") for change in kept)
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A block that differs from what the receiver holds, and its content: None for a block of zeros."""
-
-    index: int
-    digest: bytes
-    content: memoryview | bytes | None
+    def taken(self) -> list[Change]:
+        """All of them, by rising index; then there are none. Workers are not always through with pieces in order."""
+        changes, self.changes, self.size_bytes = self.changes, [], 0
+        return sorted(changes, key=lambda change: change.index)
 
 
 class VolumePush:
-    """Reading and hashing run on `threads`; the calls are for one event loop."""
+    """Reading and hashing run on `threads`; the calls are for one event loop. `bringer` must be set before sending."""
 
     def __init__(
         self,
         index: int,
         source: SourceVolume,
         held: DigestMap,
-        client: ServiceClient,
         threads: Executor,
         tally: Tally,
         on_progress: Callable[[int], None],
@@ -57,8 +59,7 @@ class VolumePush:
         self.source = source
         self.grid: BlockGrid = held.grid
         self.held = held
-        self.session = ""
-        self._client = client
+        self.bringer: Bringer
         self._threads = threads
         self._tally = tally
         self._on_progress = on_progress
@@ -71,7 +72,7 @@ class VolumePush:
 
     async def send_ranges(self, ranges: list[tuple[int, int]]) -> None:
         """The same for byte ranges that changed meanwhile."""
-        await self._send(((blocks, True) for blocks in self.grid.covering(ranges, PIECE_BLOCKS)), True)
+        await self._send(((blocks, True) for blocks in self.grid.covering(ranges, piece_blocks(self.grid))), True)
 
     def changes_within(self, ranges: list[tuple[int, int]], most_bytes: int) -> list[Change] | None:
         """Read the ranges now and return what differs from `held`, or None if that is more than `most_bytes`.
@@ -79,22 +80,21 @@ class VolumePush:
         For use while the filesystems are frozen: touches nothing but the source and memory."""
         found: list[Change] = []
         kept_bytes = 0
-        buffer = aligned_buffer(PIECE_BLOCKS * self.grid.block_bytes)
-        for blocks in self.grid.covering(ranges, PIECE_BLOCKS):
+        buffer = aligned_buffer(PIECE_BYTES)
+        for blocks in self.grid.covering(ranges, piece_blocks(self.grid)):
             digests = self._read_and_hash(blocks, buffer)
             for index in self._differing(blocks, digests):
-                change = self._change(blocks, index, digests, buffer)
-                kept = None if change.content is None else bytes(change.content)  # the buffer is read into again
-                found.append(Change(index, change.digest, kept))
-                kept_bytes += len(kept or b"")
+                change = self._change(blocks, index, digests, buffer).kept(self.grid)
+                found.append(change)
+                kept_bytes += len(change.source or b"")
             if kept_bytes > most_bytes:
                 return None
         return found
 
     async def send_changes(self, changes: list[Change]) -> None:
         """Send what `changes_within` found."""
-        for at in range(0, len(changes), PIECE_BLOCKS):
-            await self._bring(changes[at : at + PIECE_BLOCKS])
+        for at in range(0, len(changes), KEPT_BLOCKS):
+            await self.bringer.bring(changes[at : at + KEPT_BLOCKS])
 
     def whole(self) -> list[tuple[int, int]]:
         """The whole volume as one range."""
@@ -103,18 +103,30 @@ class VolumePush:
     # --- pieces ---
 
     async def _send(self, pieces: Iterable[tuple[range, bool]], trust_held: bool) -> None:
-        async def one(blocks: range, has_data: bool, buffer: memoryview) -> None:
-            if has_data:
-                loop = asyncio.get_running_loop()
-                digests = await loop.run_in_executor(self._threads, self._read_and_hash, blocks, buffer)
-            else:
-                digests = bytes(len(blocks) * DIGEST_BYTES)
-            indices = self._differing(blocks, digests) if trust_held else list(blocks)
-            if indices:
-                await self._bring([self._change(blocks, index, digests, buffer) for index in indices])
-            self._on_progress(self.grid.span(blocks)[1])
+        scattered = _Scattered()
+        turns = asyncio.Semaphore(SCATTERED_AT_ONCE)
 
-        await share_out(pieces, self.grid, one)
+        async def worker(shared: Iterator[tuple[range, bool]], buffer: memoryview) -> None:
+            for blocks, has_data in shared:
+                if has_data:
+                    loop = asyncio.get_running_loop()
+                    digests = await loop.run_in_executor(self._threads, self._read_and_hash, blocks, buffer)
+                else:
+                    digests = bytes(len(blocks) * DIGEST_BYTES)
+                indices = self._differing(blocks, digests) if trust_held else list(blocks)
+                changes = [self._change(blocks, index, digests, buffer) for index in indices]
+                if sum(change.source is not None for change in changes) * KEPT_SHARE < len(blocks):
+                    scattered.keep(changes, self.grid)
+                    if scattered.size_bytes >= KEPT_BYTES or len(scattered.changes) >= KEPT_BLOCKS:
+                        together = scattered.taken()
+                        async with turns:
+                            await self.bringer.bring(together)
+                else:
+                    await self.bringer.bring(changes)
+                self._on_progress(self.grid.span(blocks)[1])
+
+        await share_out(pieces, worker)
+        await self.bringer.bring(scattered.taken())
 
     def _read_and_hash(self, blocks: range, buffer: memoryview) -> bytes:
         offset, length = self.grid.span(blocks)
@@ -138,35 +150,4 @@ class VolumePush:
         digest = digests[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES]
         if digest == ZERO_DIGEST:
             return Change(index, digest, None)
-        offset = at * self.grid.block_bytes
-        return Change(index, digest, buffer[offset : offset + self.grid.length(index)])
-
-    # --- the wire ---
-
-    async def _bring(self, changes: list[Change]) -> None:
-        """Make the receiver hold these blocks: offer, then send what it lacks."""
-        path = f"/agent/v1/sessions/{self.session}/volumes/{self.index}"
-        digests = b"".join(change.digest for change in changes)
-        answers = await self._client.call(
-            "POST", f"{path}/offer", encode_offer([change.index for change in changes], digests)
-        )
-        if len(answers) != len(changes):
-            raise BadMessage(f"the receiver answered {len(answers)} of {len(changes)} blocks that were offered")
-        lacking = [change for change, answer in zip(changes, answers, strict=True) if answer == Answer.LACKING]
-        if lacking:
-            body = await asyncio.get_running_loop().run_in_executor(self._threads, _packed, lacking)
-            await self._client.call("POST", f"{path}/blocks", body)
-        for change, answer in zip(changes, answers, strict=True):
-            if answer == Answer.COPIED:
-                self._tally.deduplicated_bytes += self.grid.length(change.index)
-            if answer != Answer.HAVE or (change.content is None and self.held[change.index] != ZERO_DIGEST):
-                self._tally.changed_bytes += self.grid.length(change.index)
-            self.held[change.index] = change.digest
-
-
-def _packed(changes: list[Change]) -> bytes:
-    contents = [change.content for change in changes if change.content is not None]
-    if len(contents) != len(changes):
-        raise BadMessage("the receiver asks for the content of a block of zeros")
-    digests = b"".join(change.digest for change in changes)
-    return encode_blocks([change.index for change in changes], digests, contents, COMPRESSION_LEVEL)
+        return Change(index, digest, buffer, at * self.grid.block_bytes)

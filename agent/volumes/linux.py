@@ -16,7 +16,6 @@ from collections.abc import Iterator
 PAGE_BYTES = 4096  # the alignment that O_DIRECT is content with on every disk we know
 
 _BLKROGET = 0x125E
-_BLKFLSBUF = 0x1261
 _BLKGETSIZE64 = 0x80081272
 _BLKZEROOUT = 0x127F
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
@@ -31,10 +30,10 @@ def aligned_buffer(size_bytes: int) -> memoryview:
     return memoryview(mmap.mmap(-1, size_bytes))
 
 
-def open_direct_writer(path: str) -> int:
-    """A descriptor that writes a file round the page cache; -1 where its filesystem cannot (tmpfs)."""
+def open_direct(path: str) -> int:
+    """A descriptor that reads and writes round the page cache; -1 where the filesystem cannot (tmpfs)."""
     try:
-        return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
     except OSError:
         return -1
 
@@ -48,11 +47,6 @@ def device_size_bytes(descriptor: int) -> int:
 def device_is_read_only(descriptor: int) -> bool:
     """Whether an open block device refuses writes (`blockdev --setro`, write protection)."""
     return bool(struct.unpack("i", fcntl.ioctl(descriptor, _BLKROGET, bytes(4)))[0])
-
-
-def drop_device_cache(descriptor: int) -> None:
-    """Write back and forget what the page cache holds of an open block device (BLKFLSBUF)."""
-    fcntl.ioctl(descriptor, _BLKFLSBUF, 0)
 
 
 def zero_device(descriptor: int, offset: int, length: int) -> None:
@@ -118,18 +112,18 @@ def _read_unaligned(descriptor: int, buffer: memoryview, offset: int) -> int:
     return len(wanted)
 
 
-def data_ranges(descriptor: int, size_bytes: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of everything in a file that is not a hole, in order, none beyond `size_bytes`."""
-    offset = 0
-    while offset < size_bytes:
+def data_ranges(descriptor: int, stop: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """(offset, length) of everything between two offsets of a file that is not a hole, in order."""
+    offset = start
+    while offset < stop:
         try:
-            start = os.lseek(descriptor, offset, os.SEEK_DATA)
-            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+            begin = os.lseek(descriptor, offset, os.SEEK_DATA)
+            end = os.lseek(descriptor, begin, os.SEEK_HOLE)
         except OSError as error:
             if error.errno == errno.ENXIO:  # nothing but a hole up to the end
                 return
             raise
-        if start >= size_bytes:
+        if begin >= stop:
             return
-        yield start, min(end, size_bytes) - start
+        yield begin, min(end, stop) - begin
         offset = end

@@ -24,9 +24,9 @@ _NO_ZEROING = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY)
 class TargetVolume:
     """An open target of `size_bytes`, held exclusively; use it as a context manager, or `close()` it.
 
-    Devices are written through the page cache and read with O_DIRECT. Image files are written round the cache where
-    their filesystem can, by way of an aligned copy: filling the cache costs more than the copy. All methods may be
-    called from several threads, and release the GIL while they wait.
+    It is written round the page cache where that is possible, by way of an aligned copy: filling the cache costs more
+    than the copy. Image files are read through the cache, which may have them; devices never. All methods may be called
+    from several threads, and release the GIL while they wait.
     """
 
     def __init__(self, path: str, size_bytes: int, is_device: bool, writer: int, reader: int) -> None:
@@ -35,7 +35,7 @@ class TargetVolume:
         self.is_device = is_device
         self._writer = writer
         self._reader = reader
-        self._direct = -1 if is_device else linux.open_direct_writer(path)
+        self._direct = linux.open_direct(path)
         self._aligned = threading.local()
 
     @classmethod
@@ -124,13 +124,30 @@ class TargetVolume:
                 count = os.pwrite(self._writer, view, offset)
                 view, offset = view[count:], offset + count
 
+    def read_back(self, offset: int, length: int) -> memoryview:
+        """What the medium itself holds after a write; valid until this thread's next call. Raises TargetError."""
+        self._check_range(offset, length)
+        into = self._memory(length)
+        with _translated(self.path, f"cannot be read back at offset {offset}"):
+            if self._direct < 0:
+                os.fdatasync(self._writer)
+                os.posix_fadvise(self._reader, offset, length, os.POSIX_FADV_DONTNEED)
+            count = linux.read_up_to(self._direct if self._direct >= 0 else self._reader, into, offset)
+        if count < length:
+            raise TargetError(f"{self.path} ends at offset {offset + count}, before its {self.size_bytes} bytes")
+        return into
+
     def _copied(self, data: memoryview) -> memoryview:
         """The data in this thread's own aligned buffer, which O_DIRECT needs."""
+        buffer = self._memory(len(data))
+        buffer[:] = data
+        return buffer
+
+    def _memory(self, length: int) -> memoryview:
         buffer: memoryview | None = getattr(self._aligned, "buffer", None)
-        if buffer is None or len(buffer) < len(data):
-            buffer = self._aligned.buffer = linux.aligned_buffer(len(data))
-        buffer[: len(data)] = data
-        return buffer[: len(data)]
+        if buffer is None or len(buffer) < length:
+            buffer = self._aligned.buffer = linux.aligned_buffer(length)
+        return buffer[:length]
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros: a hole in a file, by the device itself where it can. Raises TargetError."""
@@ -156,25 +173,16 @@ class TargetVolume:
         with _translated(self.path, "did not take all that was written to it"):
             os.fsync(self._writer)
 
-    def drop_cache(self) -> None:
-        """Flush, and make what is read from now on come from the medium. Raises TargetError."""
-        self.flush()
-        with _translated(self.path, "does not let go of its cache"):
-            if self.is_device:
-                linux.drop_device_cache(self._writer)
-            else:
-                os.posix_fadvise(self._reader, 0, 0, os.POSIX_FADV_DONTNEED)
-
-    def data_ranges(self) -> Iterator[tuple[int, int]]:
-        """(offset, length) of what may hold data, in order; the rest are holes, which read as zeros.
+    def data_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """(offset, length) of what may hold data within a range, in order; the rest are holes, which read as zeros.
 
         Writing while iterating is fine: what is written ahead may or may not be among the ranges. Raises TargetError.
         """
         if self.is_device:
-            yield 0, self.size_bytes
+            yield offset, length
             return
         with _translated(self.path, "does not tell where its data is"):
-            yield from linux.data_ranges(self._reader, self.size_bytes)
+            yield from linux.data_ranges(self._reader, offset + length, offset)
 
     def close(self) -> None:
         """Let go of the target, without a flush; more than once is harmless."""

@@ -24,7 +24,7 @@ def test_a_file_that_does_not_exist_is_made_sparse_and_private(tmp_path: Path) -
     path = tmp_path / "disk.img"
     with TargetVolume.open(path, 64 * MIB) as target:
         assert (target.path, target.size_bytes) == (str(path), 64 * MIB)
-        assert list(target.data_ranges()) == []
+        assert list(target.data_ranges(0, 64 * MIB)) == []
     assert path.stat().st_size == 64 * MIB
     assert path.stat().st_blocks == 0
     assert path.stat().st_mode & 0o777 == 0o600
@@ -39,12 +39,12 @@ def test_what_is_written_and_zeroed_is_read_back_from_the_medium(tmp_path: Path)
         target.zero(MIB // 2, 64 << 10)
         target.zero(0, 0)
         target.flush()
-        target.drop_cache()
         expected = bytearray(4 * MIB + 512)
         expected[512 : 512 + MIB] = content
         expected[4 * MIB :] = content[:512]
         expected[MIB // 2 : MIB // 2 + (64 << 10)] = bytes(64 << 10)
         assert read(target, 0, 4 * MIB + 512) == expected
+        assert target.read_back(0, 4 * MIB + 512) == expected
     assert path.read_bytes() == expected
 
 
@@ -53,7 +53,8 @@ def test_zeroed_ranges_of_a_file_become_holes(tmp_path: Path) -> None:
     path.write_bytes(os.urandom(4 * MIB))
     with TargetVolume.open(path, 4 * MIB) as target:
         target.zero(MIB, 2 * MIB)
-        assert list(target.data_ranges()) == [(0, MIB), (3 * MIB, MIB)]
+        assert list(target.data_ranges(0, 4 * MIB)) == [(0, MIB), (3 * MIB, MIB)]
+        assert list(target.data_ranges(MIB // 2, 3 * MIB)) == [(MIB // 2, MIB // 2), (3 * MIB, MIB // 2)]
 
 
 def test_a_file_that_is_longer_is_cut_to_the_points_size(tmp_path: Path) -> None:
@@ -143,16 +144,16 @@ class TestOnDevices:
         content = os.urandom(MIB)
         with TargetVolume.open(lab.attach(image), 4 * MIB + 512) as target:
             assert target.is_device
-            assert list(target.data_ranges()) == [(0, 4 * MIB + 512)]
+            assert list(target.data_ranges(0, 4 * MIB + 512)) == [(0, 4 * MIB + 512)]
             assert read(target, 0, 4 * MIB + 512) == old
             target.write(4096 + 512, content)
             target.zero(2 * MIB, MIB)
             target.zero(100, 1)
-            target.drop_cache()
             expected = bytearray(old)
             expected[4096 + 512 : 4096 + 512 + MIB] = content
             expected[2 * MIB : 3 * MIB] = bytes(MIB)
             expected[100] = 0
+            assert target.read_back(0, 4 * MIB + 512) == expected
             assert read(target, 0, 4 * MIB + 512) == expected
         assert image.read_bytes() == expected
 
