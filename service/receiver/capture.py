@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from blake3 import blake3
 
+from agent.protocol.digests import DigestMap
 from agent.protocol.errors import Conflict
 from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import CommitRequest, VolumeDeclaration
@@ -39,7 +43,7 @@ def capture(
             for volume in archive.manifest(server.id, launched_from[0]).point.volumes
         ]
         grids = [BlockGrid(volume.size_bytes, volume.block_bytes) for volume in volumes]
-        session = receiver.open_session(point_id, server, instance_id, volumes, grids)
+        session = receiver.open_session(point_id, server, instance_id, volumes, grids, however_long=True)
         try:
             for index, head in enumerate(session.heads):
                 _capture_volume(archive, site, instance_id, launched_from[index], index, head)
@@ -66,16 +70,24 @@ def _capture_volume(
     launched = archive.digests(archive.manifest(head.key.server_id, launched_from), index)
     if launched.grid != grid:
         raise Conflict(f"volume {index} has another size than point {launched_from}", "export that point instead")
-    suspects: set[int] = set()
-    written = ((extent.offset, extent.length) for extent in site.instance_changes(instance_id, index))
-    for blocks in grid.covering(written, _SCAN_BLOCKS):
-        suspects.update(blocks)
-    for blocks in grid.pieces(_SCAN_BLOCKS):
-        if launched.run(blocks) != head.digests.run(blocks):
-            suspects.update(block for block in blocks if launched[block] != head.digests[block])
-    io = site.open_instance_volume(instance_id, index)
-    try:
-        for block in sorted(suspects):
+    extents = ((extent.offset, extent.length) for extent in site.instance_changes(instance_id, index))
+    written = grid.covering(extents, _SCAN_BLOCKS)
+    with contextlib.closing(launched), contextlib.closing(site.open_instance_volume(instance_id, index)) as io:
+        for block in _suspects(written, launched, head.digests):
             head.put(block, io.read(grid.offset(block), grid.length(block)))
-    finally:
-        io.close()
+
+
+def _suspects(written: Iterator[range], launched: DigestMap, held: DigestMap) -> Iterator[int]:
+    """Blocks that may differ from what is held: those in `written`, which rises, and those that were launched with
+    another content."""
+    pending = next(written, None)
+    for blocks in launched.grid.pieces(_SCAN_BLOCKS):
+        found: set[int] = set()
+        while pending is not None and pending.start < blocks.stop:
+            found.update(range(max(pending.start, blocks.start), min(pending.stop, blocks.stop)))
+            if pending.stop > blocks.stop:
+                break
+            pending = next(written, None)
+        if launched.run(blocks) != held.run(blocks):
+            found.update(block for block in blocks if launched[block] != held[block])
+        yield from sorted(found)

@@ -7,34 +7,30 @@ cannot be said any more (a write failed half way) the head is `doubtful` and mus
 from __future__ import annotations
 
 import contextlib
-import enum
-import errno
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent.protocol.digests import DIGEST_BYTES, ZERO_DIGEST, DigestMap, block_digest
-from agent.protocol.errors import StorageError, StorageFull
 from agent.protocol.frames import Answer, Frame
 from agent.protocol.grid import BlockGrid, consecutive
-from recovery.sites.contract import Extent, Site, VolumeIO, VolumeKey
-
-READ_BACK_BLOCKS = 64
-
-
-class Unknown(enum.Enum):
-    UNKNOWN = enum.auto()
-
-
-UNKNOWN = Unknown.UNKNOWN
-Base = tuple[BlockGrid, bytes] | Unknown | None
-"""What a working state stands on: a point's grid and digests, something unknown, or nothing: zeros."""
+from recovery.sites.contract import Site, VolumeIO, VolumeKey
+from service.receiver.digest_caches import open_map
 
 
 class Head:
     """Calls block; they may come from several threads, and blocks under way are never written by two at once."""
 
-    def __init__(self, key: VolumeKey, grid: BlockGrid, io: VolumeIO, digests: DigestMap) -> None:
+    def __init__(
+        self,
+        key: VolumeKey,
+        grid: BlockGrid,
+        io: VolumeIO,
+        digests: DigestMap,
+        open_older: Callable[[], VolumeIO | None] = lambda: None,
+    ) -> None:
+        """`open_older` opens the snapshot that the working state stands on, if there is one."""
         self.key = key
         self.grid = grid
         self.digests = digests
@@ -42,35 +38,16 @@ class Head:
         self._io = io
         self._changed = threading.Condition()
         self._under_way: list[frozenset[int]] = []
-
-    @classmethod
-    def open(cls, site: Site, key: VolumeKey, grid: BlockGrid, base: Base, cache: Path) -> Head:
-        """Open the working state, made to fit `grid`, on top of the volume's newest snapshot, which `base` describes.
-
-        What the working state holds beyond it (a push that was cut) is read back, never assumed; so is everything
-        where `base` is unknown. `cache` is the file for the digest map."""
-        site.make_volume(key, grid.size_bytes)
-        doubts = [extent for extent in site.changes(key) if extent.offset < grid.size_bytes]
-        digests = _new_map(cache, grid)
-        if base is UNKNOWN:
-            doubts = [Extent(0, grid.size_bytes)]
-        elif base is not None:
-            doubts += _take_over(digests, *base)
-        io = site.open_volume(key)
-        try:
-            head = cls(key, grid, io, digests)
-            head._read_back(doubts)
-        except BaseException:
-            io.close()
-            raise
-        return head
+        self._open_older = open_older
+        self._older: VolumeIO | None = None
+        self._older_lock = threading.Lock()
+        self._older_opened = False
 
     @classmethod
     def reopen(cls, site: Site, key: VolumeKey, grid: BlockGrid, cache: Path) -> Head:
-        """Open the working state as close() left it, with the map in `cache`: nothing is read back, which for what a
-        cut push brought can take longer than an agent waits. Only where nobody else had either meanwhile."""
-        digests = _map(cache, grid)
-        return cls(key, grid, site.open_volume(key), digests)
+        """Open the working state, whose map in `cache` is right: standing.py sees to that."""
+        digests = open_map(cache, grid)
+        return cls(key, grid, site.open_volume(key), digests, functools.partial(_newest_snapshot, site, key))
 
     def offer(self, frame: Frame) -> bytes:
         """An Answer for each block offered. Blocks that are to be zero are made zero at once."""
@@ -103,6 +80,28 @@ class Head:
                 )
         return len(frame.indices)
 
+    def read_into(self, blocks: range, into: memoryview) -> None:
+        """What consecutive blocks hold now, which may be in the middle of being written: not proven."""
+        self._io.read_into(self.grid.offset(blocks.start), into)
+
+    def read_older_into(self, blocks: range, into: memoryview) -> None:
+        """What consecutive blocks held when the working state was begun, where that is quick to read; else what they
+        hold now. Nothing is proven: for what a patch is put upon, whose result is."""
+        with self._older_lock:
+            if not self._older_opened:
+                self._older, self._older_opened = self._open_older(), True
+        offset, length = self.grid.span(blocks)
+        if self._older is not None and offset + length <= self._older.size_bytes:
+            self._older.read_into(offset, into)
+        else:
+            self._io.read_into(offset, into)
+
+    def take(self, blocks: range, digests: bytes, content: memoryview) -> None:
+        """Write consecutive blocks whose content the caller has proven to have these digests."""
+        with self._alone_with(tuple(blocks)):
+            self._io.write(self.grid.offset(blocks.start), content)
+            self.digests.set_run(blocks, digests)
+
     def put(self, index: int, block: bytes | bytearray | memoryview) -> bool:
         """Take in one block read at the site itself; False if it is what the head holds already."""
         digest = block_digest(block)
@@ -120,6 +119,10 @@ class Head:
         self._io.flush()
 
     def close(self) -> None:
+        with self._older_lock:
+            if self._older is not None:
+                self._older.close()
+            self._older, self._older_opened = None, True
         self._io.close()
         self.digests.close()
 
@@ -147,44 +150,7 @@ class Head:
                 self._under_way.remove(mine)
                 self._changed.notify_all()
 
-    def _read_back(self, extents: list[Extent]) -> None:
-        for blocks in self.grid.covering(((extent.offset, extent.length) for extent in extents), READ_BACK_BLOCKS):
-            offset, length = self.grid.span(blocks)
-            data = memoryview(self._io.read(offset, length))
-            for index in blocks:
-                at = self.grid.offset(index) - offset
-                self.digests[index] = block_digest(data[at : at + self.grid.length(index)])
 
-
-def _new_map(cache: Path, grid: BlockGrid) -> DigestMap:
-    with _cache_errors(cache):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.unlink(missing_ok=True)
-    return _map(cache, grid)
-
-
-def _map(cache: Path, grid: BlockGrid) -> DigestMap:
-    with _cache_errors(cache):
-        return DigestMap.open(cache, grid)
-
-
-@contextlib.contextmanager
-def _cache_errors(cache: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        cache.unlink(missing_ok=True)  # whatever part of its space it got
-        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
-        raise kind(f"the receiver's digest map {cache} cannot be made: {error.strerror}") from error
-
-
-def _take_over(digests: DigestMap, grid: BlockGrid, content: bytes) -> list[Extent]:
-    """Begin with a point's digests; returns what they cannot tell about a volume of another size or grain."""
-    if grid.block_bytes != digests.grid.block_bytes:
-        return [Extent(0, digests.grid.size_bytes)]
-    shared = range(min(grid.count, digests.grid.count))
-    digests.set_run(shared, content[: len(shared) * DIGEST_BYTES])
-    if grid.size_bytes == digests.grid.size_bytes:
-        return []
-    edge = digests.grid.offset(shared[-1])
-    return [Extent(edge, digests.grid.length(shared[-1]))]
+def _newest_snapshot(site: Site, key: VolumeKey) -> VolumeIO | None:
+    snapshots = site.snapshots(key)
+    return site.open_snapshot(key, snapshots[-1]) if snapshots else None

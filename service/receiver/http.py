@@ -23,9 +23,11 @@ from agent.protocol.messages import (
     to_json,
 )
 from recovery.control import Server
-from service.receiver.pull import PointReader
+from service.receiver.pull import COMPRESSION_LEVEL, PointReader
 from service.receiver.receiver import Receiver
 
+BODIES_AT_ONCE = 12
+"""Requests with blocks that are read or worked on at once; a little more than there are threads."""
 MAX_FRAME_BYTES = head_bytes(MAX_BLOCKS) + MAX_PLAIN_BYTES
 
 T = TypeVar("T")
@@ -71,6 +73,7 @@ class ReceiverHttp:
         self._reader = reader
         self._gatekeeper = gatekeeper
         self._threads = threads
+        self._bodies = asyncio.Semaphore(BODIES_AT_ONCE)
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -101,15 +104,18 @@ class ReceiverHttp:
     async def _offer(self, request: web.Request) -> web.Response:
         caller = self._gatekeeper.agent_of(request)
         session, volume = request.match_info["session"], volume_of(request)
-        body = await read_body(request, MAX_FRAME_BYTES)
-        answers = await self._run(lambda: self._receiver.offer(caller.server_id, session, volume, body))
+        sums = request.query.get("sums") == "1"
+        answers = await self._run_with_body(
+            request, lambda body: self._receiver.offer(caller.server_id, session, volume, body, with_sums=sums)
+        )
         return web.Response(body=answers, content_type="application/octet-stream")
 
     async def _blocks(self, request: web.Request) -> web.Response:
         caller = self._gatekeeper.agent_of(request)
         session, volume = request.match_info["session"], volume_of(request)
-        body = await read_body(request, MAX_FRAME_BYTES)
-        reply = await self._run(lambda: self._receiver.blocks(caller.server_id, session, volume, body))
+        reply = await self._run_with_body(
+            request, lambda body: self._receiver.blocks(caller.server_id, session, volume, body)
+        )
         return web.json_response(to_json(reply))
 
     async def _commit(self, request: web.Request) -> web.Response:
@@ -137,13 +143,13 @@ class ReceiverHttp:
     async def _diff(self, request: web.Request) -> web.Response:
         caller = self._gatekeeper.agent_of(request)
         point_id, volume = request.match_info["point"], volume_of(request)
-        body = await read_body(request, MAX_FRAME_BYTES)
+        level = _number(request.query.get("level", str(COMPRESSION_LEVEL)), "level")
 
-        def differing() -> bytes:
+        def differing(body: bytearray) -> bytes:
             manifest = self._receiver.archive.manifest(caller.server_id, point_id)
-            return self._reader.differing(manifest, volume, body)
+            return self._reader.differing(manifest, volume, body, level)
 
-        return web.Response(body=await self._run(differing), content_type="application/octet-stream")
+        return web.Response(body=await self._run_with_body(request, differing), content_type="application/octet-stream")
 
     async def _pulled(self, request: web.Request) -> web.Response:
         caller = self._gatekeeper.agent_of(request)
@@ -159,6 +165,13 @@ class ReceiverHttp:
 
         return web.json_response(to_json(await self._run(record)))
 
+    async def _run_with_body(self, request: web.Request, work: Callable[[bytearray], T]) -> T:
+        """Blocks are only read from the line when a thread will soon be free for them: who sends faster than we write
+        is held up by TCP, and fifty agents need no more memory than a few."""
+        async with self._bodies:
+            body = await read_body(request, MAX_FRAME_BYTES)
+            return await self._run(lambda: work(body))
+
     def _run(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._threads, work)
 
@@ -167,14 +180,17 @@ async def read_body(request: web.Request, limit_bytes: int) -> bytearray:
     """The whole body, piece by piece as it comes. Raises BadFrame as soon as it is over the limit, TransportError."""
     if request.content_length is not None and request.content_length > limit_bytes:
         raise BadFrame(f"a body of {request.content_length} bytes is over the limit of {limit_bytes}")
-    body = bytearray()
+    body = bytearray(request.content_length or 0)  # made once: growing it would move what has come again and again
+    filled = 0
     try:
         async for chunk in request.content.iter_any():
-            body += chunk
-            if len(body) > limit_bytes:
+            body[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
+            if filled > limit_bytes:
                 raise BadFrame(f"the body is over the limit of {limit_bytes} bytes")
     except OSError:  # reset, or bytes that TLS found altered on the way
-        raise TransportError(f"the line was cut after {len(body)} bytes of the body") from None
+        raise TransportError(f"the line was cut after {filled} bytes of the body") from None
+    del body[filled:]
     return body
 
 
@@ -189,7 +205,11 @@ async def read_message(request: web.Request, cls: type[T]) -> T:
 
 
 def volume_of(request: web.Request) -> int:
+    return _number(request.match_info["volume"], "volume's number")
+
+
+def _number(text: str, what: str) -> int:
     try:
-        return int(request.match_info["volume"])
+        return int(text)
     except ValueError:
-        raise BadMessage(f"{request.match_info['volume']!r} is no volume's number") from None
+        raise BadMessage(f"{text!r} is no {what}") from None

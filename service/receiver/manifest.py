@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from blake3 import blake3
@@ -31,13 +31,17 @@ def point_root(volume_roots: list[bytes]) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A point and where it belongs. `server_id` and `tenant` are what the database would know."""
+    """A point and where it belongs. `server_id` and `tenant` are what the database would know.
+
+    `digests` names, for each volume, the points whose digest documents make its map, oldest first (see
+    digest_documents). The database does not know it."""
 
     point: Point
     server_id: str
     tenant: str
     parent: str | None = None
     """The newest point when this one was made; None for the first."""
+    digests: list[list[str]] = field(default_factory=list)
 
     def volume(self, index: int) -> PointVolume:
         return self.point.volumes[index]

@@ -1,41 +1,33 @@
-"""What operators ask of points over HTTP: read one back and prove it, and hand out its blocks for an export."""
+"""What operators ask of points over HTTP: their blocks, for an export."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 from aiohttp import web
 
 from agent.protocol.digests import DIGEST_BYTES
-from agent.protocol.errors import InternalError, StorageError, UnderstudyError, UsageError
-from agent.protocol.frames import encode_offer
+from agent.protocol.errors import UsageError
+from agent.protocol.frames import Kind, decode, encode_offer, encode_until
 from agent.protocol.grid import BlockGrid
-from agent.protocol.messages import to_json
 from service.receiver.http import volume_of
 from service.receiver.manifest import Manifest
 from service.receiver.pull import PointReader
 from service.receiver.receiver import Receiver
 
 MAX_EXPORT_BLOCKS = 1024
-_PROGRESS_SECONDS = 0.5
-
-log = logging.getLogger(__name__)
+MAX_EXPORT_BYTES = 128 << 20
 
 
-class VerifiedRows(Protocol):
+class PointRows(Protocol):
     """The rows about points, as far as operators' questions need them."""
 
     def get(self, point_id: str, tenant: str | None = None) -> Manifest:
         """Raises NotFound, also for another tenant's."""
         ...
-
-    def mark_verified(self, point_id: str, verified_at: str) -> None: ...
 
 
 class OperatorHttp:
@@ -45,7 +37,7 @@ class OperatorHttp:
         self,
         receiver: Receiver,
         reader: PointReader,
-        rows: VerifiedRows,
+        rows: PointRows,
         threads: Executor,
         tenant_of: Callable[[web.Request], str | None],
     ) -> None:
@@ -57,45 +49,8 @@ class OperatorHttp:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post("/api/v1/points/{point}/verify", self._verify),
             web.get("/api/v1/points/{point}/volumes/{volume}/blocks", self._blocks),
         ]
-
-    async def _verify(self, request: web.Request) -> web.StreamResponse:
-        """Lines of JSON: {"read_bytes", "size_bytes"} while it goes on, at last {"point"} or {"error"}."""
-        loop = asyncio.get_running_loop()
-        tenant = self._tenant_of(request)
-        listed = await loop.run_in_executor(self._threads, self._rows.get, request.match_info["point"], tenant)
-        read_bytes = 0
-
-        def verify() -> Manifest:
-            def progress(done: int) -> None:
-                nonlocal read_bytes
-                read_bytes = done
-
-            manifest = self._receiver.archive.manifest(listed.server_id, listed.point.id)
-            self._receiver.archive.verify(manifest, progress)
-            try:
-                self._rows.mark_verified(listed.point.id, _now())
-            except StorageError as error:  # a database that cannot be written (a full disk) is no fault of the point
-                log.warning("that point %s was verified is not written down: %s", listed.point.id, error)
-            return self._rows.get(listed.point.id)
-
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        work = loop.run_in_executor(self._threads, verify)
-        while not work.done():
-            await asyncio.wait([work], timeout=_PROGRESS_SECONDS)
-            if not work.done():
-                await _line(response, {"read_bytes": read_bytes, "size_bytes": listed.point.size_bytes})
-        try:
-            await _line(response, {"point": to_json((await work).point)})
-        except UnderstudyError as error:
-            await _line(response, error.to_json())
-        except Exception as error:
-            await _line(response, InternalError(f"point {listed.point.id} could not be verified").to_json())
-            raise error from None
-        return response
 
     async def _blocks(self, request: web.Request) -> web.Response:
         """The data of blocks [start, start + count) as frames; blocks of zeros are left out."""
@@ -109,19 +64,24 @@ class OperatorHttp:
             listed = self._rows.get(request.match_info["point"], tenant)
             manifest = self._receiver.archive.manifest(listed.server_id, listed.point.id)
             described = manifest.volume(volume)
-            blocks = range(start, min(start + count, BlockGrid(described.size_bytes, described.block_bytes).count))
-            # who holds nothing but zeros lacks exactly the data
-            return self._reader.differing(
-                manifest, volume, encode_offer(list(blocks), bytes(len(blocks) * DIGEST_BYTES))
-            )
+            grid = BlockGrid(described.size_bytes, described.block_bytes)
+            if count * grid.block_bytes > MAX_EXPORT_BYTES:
+                raise UsageError(f"{count} blocks of {grid.block_bytes} bytes are too many at once", "ask for fewer")
+            return b"".join(self._data(manifest, volume, range(start, min(start + count, grid.count))))
 
         return web.Response(
             body=await loop.run_in_executor(self._threads, read), content_type="application/octet-stream"
         )
 
-
-async def _line(response: web.StreamResponse, document: dict[str, Any]) -> None:
-    await response.write(json.dumps(document).encode() + b"\n")
+    def _data(self, manifest: Manifest, volume: int, blocks: range) -> Iterator[bytes]:
+        """Frames of all data in these blocks, from as many answers as that takes."""
+        while blocks:
+            # who holds nothing but zeros lacks exactly the data
+            offer = encode_offer(list(blocks), bytes(len(blocks) * DIGEST_BYTES))
+            answer = self._reader.differing(manifest, volume, offer)
+            until = [frame.indices[0] for frame in decode(answer) if frame.kind is Kind.UNTIL]
+            yield answer[: -len(encode_until(until[0]))] if until else answer
+            blocks = range(until[0], blocks.stop) if until else range(0)
 
 
 def _number(request: web.Request, name: str) -> int:
@@ -129,7 +89,3 @@ def _number(request: web.Request, name: str) -> int:
         return int(request.query[name])
     except (KeyError, ValueError):
         raise UsageError(f"the query needs a whole number {name!r}") from None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

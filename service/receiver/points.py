@@ -3,40 +3,84 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Iterable
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from agent.protocol.digests import DIGEST_BYTES, DigestMap, block_digest
-from agent.protocol.errors import Conflict, NotFound, StorageError
+from agent.protocol.digests import DigestMap
+from agent.protocol.errors import Conflict, NotFound, StorageError, StorageFull
 from agent.protocol.grid import BlockGrid
 from recovery.sites.contract import Site, VolumeIO, VolumeKey
+from service.receiver.digest_documents import SUFFIX as DIGESTS
+from service.receiver.digest_documents import DigestDocuments, owner_of
 from service.receiver.manifest import Manifest, sealed, unsealed
 
+MAX_CHAIN = 32
+"""Documents that one map is made from. After so many a point's map is stored whole again."""
 _PENDING = ".pending.json"
 _DELETING = ".deleting.json"
 _MANIFEST = ".json"
-_DIGESTS = ".digests"
 
 log = logging.getLogger(__name__)
 
 
 class PointArchive:
-    """What the site holds of points. A manifest's existence is what makes a point a point."""
+    """What the site holds of points. A manifest's existence is what makes a point a point.
 
-    def __init__(self, site: Site, key: Ed25519PrivateKey) -> None:
+    `scratch` is a folder for digest maps while they are in use."""
+
+    def __init__(self, site: Site, key: Ed25519PrivateKey, scratch: Path | None = None) -> None:
         self._site = site
         self._key = key
+        self._documents = DigestDocuments(site, scratch)
 
     # --- making and removing, each step repeatable after a crash ---
 
-    def prepare(self, manifest: Manifest, digests: list[DigestMap]) -> None:
-        """Store the digests and the pending manifest. From here on the point will be made, now or at the next start."""
-        for index, digest_map in enumerate(digests):
-            content = digest_map.run(range(digest_map.grid.count))
-            self._site.write_document(manifest.server_id, _digests_name(manifest.point.id, index), content)
+    def prepare(self, manifest: Manifest, digests: list[DigestMap]) -> Manifest:
+        """Store the digests and the pending manifest, which is returned: it says where the digests are. From here on
+        the point will be made, now or at the next start."""
+        parent = self._parent(manifest)
+        chains = [self._store(manifest, parent, index, digest_map) for index, digest_map in enumerate(digests)]
+        manifest = dataclasses.replace(manifest, digests=chains)
         self._site.write_document(manifest.server_id, manifest.point.id + _PENDING, sealed(manifest, self._key))
+        return manifest
+
+    def _store(self, manifest: Manifest, parent: Manifest | None, index: int, digests: DigestMap) -> list[str]:
+        """Store one volume's digests, as what changed since the parent if that can be told; returns their chain."""
+        with contextlib.ExitStack() as open_maps:
+            base, chain = None, []
+            if parent is not None and index < len(parent.digests) and len(parent.digests[index]) < MAX_CHAIN:
+                try:
+                    known = open_maps.enter_context(contextlib.closing(self.digests(parent, index)))
+                except StorageFull:
+                    raise
+                except StorageError as error:
+                    log.warning("the digests of %s are stored whole: %s", manifest.point.id, error)
+                else:
+                    if known.grid == digests.grid:
+                        base, chain = known, parent.digests[index]
+            stored = self._documents.write(manifest.server_id, manifest.point.id, index, digests, base)
+            return [*chain, manifest.point.id] if stored else chain
+
+    def _parent(self, manifest: Manifest) -> Manifest | None:
+        if manifest.parent is None:
+            return None
+        try:
+            return self.manifest(manifest.server_id, manifest.parent)
+        except (NotFound, StorageError):
+            return None
+
+    def write_digests(self, manifest: Manifest, index: int, digests: DigestMap) -> None:
+        """Store a volume's digests anew, whole, where documents of their chain are damaged. They must have the volume's
+        root, and the caller the server's lock. `manifest` is the archive's."""
+        point_id = manifest.point.id
+        self._documents.rewrite(manifest.server_id, point_id, index, digests)
+        chains = [[point_id] if at == index else chain for at, chain in enumerate(manifest.digests)]
+        healed = dataclasses.replace(manifest, digests=chains)
+        self._site.write_document(manifest.server_id, point_id + _MANIFEST, sealed(healed, self._key))
 
     def complete(self, manifest: Manifest) -> None:
         """Snapshot the volumes and write the manifest. The heads must be closed."""
@@ -47,10 +91,14 @@ class PointArchive:
         self._site.delete_document(manifest.server_id, point_id + _PENDING)
 
     def remove(self, server_id: str, point_id: str) -> None:
-        """Delete a point. Raises Conflict while it is in use: then it stays whole, and whoever reads it notices
-        nothing; or, if only a later volume is in use, it is no point any more and the rest goes another time."""
+        """Delete a point, but for digests that other points may need: recover() removes them when none does.
+
+        Raises Conflict while it is in use: then it stays whole, and whoever reads it notices nothing; or, if a later
+        volume came in use just now, it is no point any more and the rest goes another time."""
         document = self._site.read_document(server_id, point_id + _MANIFEST)
         manifest = self._unsealed(document, point_id)
+        for index in range(len(manifest.point.volumes)):
+            self._site.check_unused(VolumeKey(server_id, index), point_id)
         self._site.write_document(server_id, point_id + _DELETING, document)
         self._carry_on_removal(manifest)
 
@@ -79,14 +127,16 @@ class PointArchive:
     def _recover_server(self, server_id: str, names: set[str]) -> list[Manifest]:
         """Each suffix is looked for from the longest on, since `.json` ends them all."""
         found: dict[str, Manifest] = {}
-        others: set[str] = set()  # being removed, or damaged: what belongs to them stays
+        others: set[str] = set()  # being removed, or damaged
+        damaged = False
         read: dict[str, Manifest] = {}
         for name in sorted(names):
             if name.endswith(_MANIFEST):
                 try:
                     read[name] = self._read(server_id, name)
                 except StorageError as error:  # one rotten file must not keep all other points from being used
-                    others.add(name.split(".")[0])
+                    others.add(owner_of(name))
+                    damaged = True
                     log.warning("a recovery point of %s cannot be used: %s", server_id, error)
         for name, manifest in read.items():
             if name.endswith(_DELETING):
@@ -103,16 +153,22 @@ class PointArchive:
                 self.complete(manifest)
             if not name.endswith(_DELETING) and manifest.point.id not in others:
                 found[manifest.point.id] = manifest
-        for name in names:
-            if name.endswith(_DIGESTS) and name.split(".")[0] not in found.keys() | others:
-                self._site.delete_document(server_id, name)  # of a commit that never got as far as its manifest
+        if not damaged:  # what a manifest that cannot be read would name is not known
+            self._drop_digests(server_id, names, found.values())
         return _in_order(found)
+
+    def _drop_digests(self, server_id: str, names: Iterable[str], manifests: Iterable[Manifest]) -> None:
+        """Delete the digest documents that none of all the server's points needs: of points that were removed, and of
+        commits that never got as far as their manifest."""
+        needed = {point_id for manifest in manifests for chain in manifest.digests for point_id in chain}
+        for name in names:
+            if name.endswith(DIGESTS) and owner_of(name) not in needed:
+                self._site.delete_document(server_id, name)
 
     def _finish_removal(self, server_id: str, point_id: str, volumes: int) -> None:
         for index in range(volumes):
             with contextlib.suppress(NotFound):
                 self._site.delete_snapshot(VolumeKey(server_id, index), point_id)
-            self._site.delete_document(server_id, _digests_name(point_id, index))
         self._site.delete_document(server_id, point_id + _DELETING)
 
     # --- reading ---
@@ -129,44 +185,21 @@ class PointArchive:
         return True
 
     def digests(self, manifest: Manifest, index: int) -> DigestMap:
-        """The digests of one volume of a point, proven by its root. Raises StorageError."""
+        """The digests of one volume of a point, proven by its root. For reading only: a mapped file, which is gone
+        with the map. `manifest` is the archive's. Raises StorageError."""
         volume = manifest.volume(index)
         grid = BlockGrid(volume.size_bytes, volume.block_bytes)
-        content = self._site.read_document(manifest.server_id, _digests_name(manifest.point.id, index))
-        if len(content) != grid.count * DIGEST_BYTES:
-            raise StorageError(f"the digests of point {manifest.point.id}, volume {index} are cut short")
-        digests = DigestMap(grid, bytearray(content))
+        if index >= len(manifest.digests):
+            raise StorageError(f"the manifest of {manifest.point.id} does not say where the digests are")
+        digests = self._documents.read(manifest.server_id, index, grid, manifest.digests[index])
         if digests.root().hex() != volume.root:
+            digests.close()
             raise StorageError(f"the digests of point {manifest.point.id}, volume {index} are damaged")
         return digests
 
     def open(self, manifest: Manifest, index: int) -> VolumeIO:
         """One volume of a point, for reading; the caller closes it."""
         return self._site.open_snapshot(VolumeKey(manifest.server_id, index), manifest.point.id)
-
-    def verify(self, manifest: Manifest, progress: Callable[[int], None] = lambda _: None) -> int:
-        """Read a whole point back and compare every block with its digest. Returns the bytes that were read.
-
-        Raises StorageError naming the first damaged block. `progress` gets the bytes read so far."""
-        read_bytes = 0
-        for index in range(len(manifest.point.volumes)):
-            digests = self.digests(manifest, index)
-            grid = digests.grid
-            with contextlib.closing(self.open(manifest, index)) as io:
-                for blocks in grid.pieces(64):
-                    offset, length = grid.span(blocks)
-                    data = memoryview(io.read(offset, length))
-                    for block in blocks:
-                        at = grid.offset(block) - offset
-                        if block_digest(data[at : at + grid.length(block)]) != digests[block]:
-                            raise StorageError(
-                                f"point {manifest.point.id}, volume {index}: block {block} "
-                                f"(at byte {grid.offset(block)}) is damaged",
-                                "use another point, and push again: the next point is made from the source",
-                            )
-                    read_bytes += length
-                    progress(read_bytes)
-        return read_bytes
 
     def _read(self, server_id: str, name: str) -> Manifest:
         return self._unsealed(self._site.read_document(server_id, name), name)
@@ -190,7 +223,3 @@ def _in_order(found: dict[str, Manifest]) -> list[Manifest]:
         ordered.append(waiting.pop())
         waiting += children.get(ordered[-1].point.id, [])[::-1]
     return ordered
-
-
-def _digests_name(point_id: str, index: int) -> str:
-    return f"{point_id}.{index}{_DIGESTS}"

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.protocol.digests import DIGEST_BYTES
-from agent.protocol.errors import BadMessage, NotFound, RootMismatch, SessionUnknown, StorageError, StorageFull
+from agent.protocol.errors import (
+    BadMessage,
+    NotFound,
+    RootMismatch,
+    SessionUnknown,
+    StorageError,
+    StorageFull,
+)
 from agent.protocol.frames import Kind, decode_single
 from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import (
@@ -26,14 +33,20 @@ from agent.protocol.messages import (
     VolumeStanding,
 )
 from recovery.control import Server
-from recovery.sites.contract import Site, VolumeKey
-from service.receiver.head import UNKNOWN, Base, Head
+from recovery.sites.contract import Site
+from service.receiver.dedupe.dedupe import Dedupe
+from service.receiver.dedupe.index import ContentIndex
+from service.receiver.head import Head
 from service.receiver.manifest import Manifest, point_root
+from service.receiver.patches import Patches, blocks_and_patches
 from service.receiver.points import PointArchive
 from service.receiver.session import PushSession, SessionRegistry
+from service.receiver.standing import Standing
 
 IDLE_SECONDS = 300.0
 """After so long without a request a session's volumes are closed; what it sent is kept."""
+COMMIT_PATIENCE_SECONDS = 100.0
+"""How long a commit waits for another of the same server; agents give an answer 120 s."""
 MAX_LABEL_CHARACTERS = 500
 MAX_PATH_CHARACTERS = 4096
 MAX_AGE_SECONDS = 30 * 86_400.0
@@ -51,6 +64,10 @@ class PointRows(Protocol):
         """There already: does nothing."""
         ...
 
+    def restore(self, manifests: list[Manifest]) -> None:
+        """Make the rows of these say what they say, and in their order: each server's oldest first."""
+        ...
+
     def remove(self, point_id: str) -> None: ...
 
     def newest_first(self, server_id: str) -> list[Point]: ...
@@ -59,7 +76,7 @@ class PointRows(Protocol):
 
 
 class Receiver:
-    """`folder` is for caches; all that must survive lies at the site."""
+    """`folder` is for caches; all that must survive lies at the site. Without an `index` nothing is deduplicated."""
 
     def __init__(
         self,
@@ -68,25 +85,27 @@ class Receiver:
         rows: PointRows,
         folder: Path,
         *,
+        index: ContentIndex | None = None,
         reserve_bytes: int = DEFAULT_RESERVE_BYTES,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.archive = archive
         self.sessions = SessionRegistry()
+        self.dedupe = Dedupe(index, site, archive, rows, self.sessions, self._check_space)
         self._site = site
         self._rows = rows
-        self._folder = folder
         self._reserve_bytes = reserve_bytes
         self._now = now
-        self._proven: dict[VolumeKey, BlockGrid] = {}
-        """Working states whose map in the cache is right, because this process closed them in good order."""
+        self._patches = Patches()
+        self._standing = Standing(site, archive, folder)
 
     def recover(self) -> None:
         """At start: end what a crash cut, and make the rows say what the site holds."""
         manifests = self.archive.recover()
-        for manifest in manifests:
-            self._rows.add(manifest)
-        for gone in set(self._rows.all_ids()) - {manifest.point.id for manifest in manifests}:
+        listed = set(self._rows.all_ids())
+        lost = {manifest.server_id for manifest in manifests if manifest.point.id not in listed}
+        self._rows.restore([manifest for manifest in manifests if manifest.server_id in lost])
+        for gone in listed - {manifest.point.id for manifest in manifests}:
             log.warning("point %s is listed, but the site does not hold it: the row is removed", gone)
             self._rows.remove(gone)
 
@@ -110,27 +129,46 @@ class Receiver:
         log.info("push %s of %s begins", session.id, server.name)
         return BeginReply(session=session.id, epoch=server.epoch, volumes=standing)
 
-    def offer(self, server_id: str, session_id: str, volume: int, body: bytes | bytearray) -> bytes:
-        """One Answer byte for each block offered."""
+    def offer(
+        self, server_id: str, session_id: str, volume: int, body: bytes | bytearray, *, with_sums: bool = False
+    ) -> bytes:
+        """One Answer byte for each block offered; behind them the page sums of blocks that differ."""
         session = self.sessions.get(session_id, server_id)
         frame = decode_single(body, Kind.OFFER)
         with session.request():
-            return _head(session, volume).offer(frame)
+            answers = bytearray(_head(session, volume).offer(frame))
+            self.dedupe.copy(session, volume, frame, answers)
+            sums = self._patches.sums(_head(session, volume), frame, answers) if with_sums else b""
+        return bytes(answers) + sums
 
     def blocks(self, server_id: str, session_id: str, volume: int, body: bytes | bytearray) -> BlocksReply:
         session = self.sessions.get(session_id, server_id)
-        frame = decode_single(body, Kind.BLOCKS)
+        frames = blocks_and_patches(body)
         self._check_space()
+        written, mismatched = 0, list[int]()
         with session.request():
-            return BlocksReply(written_blocks=_head(session, volume).write(frame))
+            head = _head(session, volume)
+            for frame in frames:
+                if frame.kind is Kind.BLOCKS:
+                    written += head.write(frame)
+                else:
+                    patched, mismatched = self._patches.apply(head, frame)
+                    written += patched
+                if not mismatched:
+                    self.dedupe.note(session, volume, frame)
+        return BlocksReply(written_blocks=written, mismatched=mismatched)
 
     def commit(
         self, server_id: str, session_id: str, authorize: Callable[[str], Server], request: CommitRequest
     ) -> Point:
-        """Make the recovery point, or raise RootMismatch and leave everything as it is. Repeating gives the same.
+        """Make the recovery point, or raise RootMismatch and leave everything as it is. Repeating gives the same: while
+        the first try is at work the next ones wait for it, and after a while raise VolumeBusy.
 
         `authorize` is asked again, with the machine's id: the server may have been failed over meanwhile."""
-        with self.sessions.server_lock(server_id):
+        with self.sessions.locked_soon(server_id, COMMIT_PATIENCE_SECONDS):
+            session = self.sessions.current(server_id)
+            if session is None or session.id != session_id:
+                self.finish_interrupted(server_id)  # a try before may have failed when there was no way back any more
             if self.archive.exists(server_id, session_id):
                 return self.archive.manifest(server_id, session_id).point
             session = self.sessions.get(session_id, server_id)
@@ -161,6 +199,8 @@ class Receiver:
         for session in self.sessions.all():
             with self.sessions.server_lock(session.server_id):
                 self.close_session(session, "the service was stopped", remember=False)
+        self._standing.close()
+        self.dedupe.close()
 
     # --- what pushes and captures share; callers hold the server's lock ---
 
@@ -171,9 +211,13 @@ class Receiver:
         machine_id: str,
         volumes: list[VolumeDeclaration],
         grids: list[BlockGrid],
+        *,
+        however_long: bool = False,
     ) -> PushSession:
-        """Open every volume's working state on top of the newest point."""
-        parent, heads = self._open_heads(server.id, grids)
+        """Open every volume's working state on top of the newest point. Raises VolumeBusy where that has to be read
+        back and takes longer than an agent waits, unless it may take `however_long`."""
+        newest = next(iter(self._rows.newest_first(server.id)), None)
+        heads = self._standing.open(server.id, grids, however_long=however_long)
         session = PushSession(
             id=point_id,
             server_id=server.id,
@@ -183,7 +227,7 @@ class Receiver:
             machine_id=machine_id,
             declared=volumes,
             heads=heads,
-            parent=parent,
+            parent=newest.id if newest else None,
         )
         self.sessions.add(session)
         return session
@@ -209,7 +253,7 @@ class Receiver:
                 tenant=session.tenant,
                 parent=session.parent,
             )
-            self.archive.prepare(manifest, [head.digests for head in session.heads])
+            manifest = self.archive.prepare(manifest, [head.digests for head in session.heads])
             session.finish()
         # From here on there will be a point: if this fails, the next push or start carries it on.
         try:
@@ -219,6 +263,7 @@ class Receiver:
             self._rows.add(manifest)
         finally:
             self.sessions.drop(session, "it was committed", remember=False)
+            self.dedupe.point_was_made(session.server_id)
         log.info("point %s of %s: root %s", session.id, session.server_name, manifest.point.root)
         return manifest
 
@@ -234,7 +279,7 @@ class Receiver:
                 proven = False
             head.close()
             if proven:
-                self._proven[head.key] = head.grid
+                self._standing.keep(head)
         self.sessions.drop(session, because, remember=remember)
         log.info("push %s of %s ended: %s", session.id, session.server_name, because)
 
@@ -261,38 +306,6 @@ class Receiver:
                 for v, root in zip(session.declared, roots, strict=True)
             ],
         )
-
-    def _open_heads(self, server_id: str, grids: list[BlockGrid]) -> tuple[str | None, list[Head]]:
-        """The newest point's id, and every volume's working state on top of it."""
-        newest = next(iter(self._rows.newest_first(server_id)), None)
-        heads: list[Head] = []
-        try:
-            for index, grid in enumerate(grids):
-                key = VolumeKey(server_id, index)
-                cache = self._folder / server_id / f"{index}.digests"
-                if self._proven.pop(key, None) == grid and self._site.volume_exists(key):
-                    heads.append(Head.reopen(self._site, key, grid, cache))
-                else:
-                    heads.append(Head.open(self._site, key, grid, self._base(key), cache))
-        except BaseException:
-            for head in heads:
-                head.close()
-            raise
-        return (newest.id if newest else None), heads
-
-    def _base(self, key: VolumeKey) -> Base:
-        """What a new working state of the volume stands on. Usually that is the server's newest point; an older one if
-        the volume was not protected for a while. What nobody can tell any more is read back."""
-        snapshots = self._site.snapshots(key)
-        if not snapshots:
-            return None
-        try:
-            manifest = self.archive.manifest(key.server_id, snapshots[-1])
-            digests = self.archive.digests(manifest, key.index)
-        except (NotFound, StorageError) as error:
-            log.warning("volume %d of %s is read back whole: %s", key.index, key.server_id, error)
-            return UNKNOWN
-        return digests.grid, digests.run(range(digests.grid.count))
 
     def _check_space(self, needed_bytes: int = 0) -> None:
         free, wanted = self._site.free_bytes(), self._reserve_bytes + needed_bytes

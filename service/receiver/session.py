@@ -61,6 +61,19 @@ class PushSession:
                 self._changed.notify_all()
 
     @contextlib.contextmanager
+    def visit(self) -> Iterator[None]:
+        """Somebody else reads its volumes, which stay open meanwhile: no activity of its agent."""
+        with self._changed:
+            self._check_open()
+            self._requests += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._requests -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
     def committing(self) -> Iterator[None]:
         """Keep new requests out, wait for those inside. If the commit fails the session is open again."""
         with self._changed:
@@ -116,13 +129,13 @@ class SessionRegistry:
             return self._server_locks.setdefault(server_id, threading.Lock())
 
     @contextlib.contextmanager
-    def locked_soon(self, server_id: str) -> Iterator[None]:
-        """The same lock for agents' requests. Raises VolumeBusy where it is held for long."""
+    def locked_soon(self, server_id: str, patience_seconds: float | None = None) -> Iterator[None]:
+        """The same lock for agents' requests. Raises VolumeBusy where it is held for longer than `patience_seconds`."""
         lock = self.server_lock(server_id)
-        if not lock.acquire(timeout=LOCK_PATIENCE_SECONDS):
+        if not lock.acquire(timeout=LOCK_PATIENCE_SECONDS if patience_seconds is None else patience_seconds):
             raise VolumeBusy(
-                "the receiver is busy with this server's replica: it reads back what a cut push brought, removes old "
-                "points, or captures an instance",
+                "the receiver is busy with this server's replica: it makes a point, removes old ones, or captures an "
+                "instance",
                 "it ends by itself, and then pushes go on",
             )
         try:

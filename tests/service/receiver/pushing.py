@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
 from pathlib import Path
@@ -9,16 +10,20 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.protocol.digests import DigestMap, block_digest
+from agent.protocol.errors import StorageError
 from agent.protocol.frames import Answer, encode_blocks, encode_offer
 from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import BeginReply, BeginRequest, CommitRequest, Point, VolumeDeclaration
 from recovery.control import Server
 from recovery.sites.contract import VolumeKey
 from recovery.sites.local import LocalSite
+from service.receiver.manifest import Manifest
 from service.receiver.points import PointArchive
 from service.receiver.receiver import Receiver
+from service.receiver.retention import Retention
 from service.store.database import Database
 from service.store.points import PointStore
+from service.store.runs import RunRows
 
 BLOCK = 65536
 SERVER = Server(
@@ -44,8 +49,10 @@ class Bench:
 
     def start(self) -> None:
         self.site = LocalSite(self.folder / "site")
-        self.rows = PointStore(Database.open(f"sqlite:///{self.folder / 'db.sqlite'}"))
-        self.archive = PointArchive(self.site, self.key)
+        database = Database.open(f"sqlite:///{self.folder / 'db.sqlite'}")
+        self.rows = PointStore(database)
+        self.runs = RunRows(database)
+        self.archive = PointArchive(self.site, self.key, self.folder / "scratch")
         self.receiver = Receiver(self.site, self.archive, self.rows, self.folder / "cache", reserve_bytes=0)
         self.receiver.recover()
 
@@ -57,6 +64,23 @@ class Bench:
     def stop(self) -> None:
         self.receiver.close()
         self.site.close()
+
+    def retain(self, keep: int) -> list[str]:
+        """One look of retention at the server; returns the points removed."""
+        return Retention(self.receiver, self.rows, self.runs.pins, keep).retain(SERVER.id)
+
+    def verify(self, manifest: Manifest) -> int:
+        """Read a point back and compare every block, as plainly as can be. Returns the bytes read."""
+        read_bytes = 0
+        for index in range(len(manifest.point.volumes)):
+            digests = self.archive.digests(manifest, index)
+            with contextlib.closing(digests), contextlib.closing(self.archive.open(manifest, index)) as io:
+                for block in range(digests.grid.count):
+                    data = io.read(digests.grid.offset(block), digests.grid.length(block))
+                    if block_digest(data) != digests[block]:
+                        raise StorageError(f"block {block} is damaged")
+                    read_bytes += len(data)
+        return read_bytes
 
     def content(self, point_id: str, index: int = 0) -> bytes:
         """A point's volume as stock qemu-img sees it."""

@@ -221,7 +221,7 @@ def test_a_commit_cut_between_any_two_of_its_steps_is_carried_on_at_the_next_sta
             assert [bench.content(points[0].id, index) for index in (0, 1)] == [image, image]
         last = pusher.push(image, image)
         assert bench.content(last.id) == image
-        assert bench.archive.verify(bench.archive.manifest(SERVER.id, last.id)) == 2 * len(image)
+        assert bench.verify(bench.archive.manifest(SERVER.id, last.id)) == 2 * len(image)
 
 
 def test_digests_of_a_commit_that_never_happened_are_cleared_away(bench: Bench, pusher: Pusher) -> None:

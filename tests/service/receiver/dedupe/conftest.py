@@ -1,0 +1,15 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.receiver.dedupe import sources
+from tests.service.receiver.dedupe.estate import Estate
+
+
+@pytest.fixture
+def estate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
+    monkeypatch.setattr(sources, "OPEN_PATIENCE_SECONDS", 60.0)  # however busy the machine is
+    made = Estate(tmp_path)
+    yield made
+    made.stop()
