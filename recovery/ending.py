@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from agent.protocol.errors import Conflict
-from recovery.actions import launch_spec, poll
+from agent.protocol.errors import Conflict, RecoveryError
+from recovery.actions import Repairer, launch_spec, poll, repair_job
 from recovery.checks import home_servers
 from recovery.clock import Clock
 from recovery.control import Control
-from recovery.planner import launch_steps
 from recovery.runs import Run, RunKind, RunState, Step, StepState
 from recovery.sites.contract import InstanceState, Site
+
+ROLLBACK_SECONDS = 24 * 3600.0
+"""How long a failover can be undone, unless it is committed before."""
+
+log = logging.getLogger(__name__)
 
 
 def refuse_end(run: Run, runs: Sequence[Run], control: Control, *, force: bool) -> None:
     """Raises Conflict, saying what would be lost, unless this run may be ended. `runs` are the tenant's."""
-    if run.kind is RunKind.FAILOVER:
+    if run.kind.takes_over:
         _refuse_failover_end(run, runs, control, force=force)
     elif run.kind is RunKind.FAILBACK and run.state is not RunState.SUCCEEDED:
         _refuse_failback_end(run, control, force=force)
@@ -29,7 +35,7 @@ def _refuse_failover_end(run: Run, runs: Sequence[Run], control: Control, *, for
             hint = f"finish it, or call it off: understudy end {other.id}"
             raise Conflict(f"{run.id} is being brought home by {other.id} ({other.state})", hint)
     home = home_servers(run, runs)
-    away = [step for step in launch_steps(run) if _begun(step) and step.args["server_id"] not in home]
+    away = [step for step in run.launches() if _begun(step) and step.args["server_id"] not in home]
     if not away or force:
         return
     losses = []
@@ -55,42 +61,93 @@ def _refuse_failback_end(run: Run, control: Control, *, force: bool) -> None:
         )
 
 
-def undo(run: Run, runs: Sequence[Run], site: Site, control: Control, clock: Clock, interrupt: threading.Event) -> None:
-    """Take back what the run made. Raises Interrupted, and whatever the site and the control raise."""
-    if run.kind is RunKind.FAILBACK:
-        if _step(run, "settle").state is StepState.DONE:
-            site.end(_step(run, "retire").args["instance_id"])  # it came home while it was being called off
+def refuse_rollback(run: Run, now: float) -> None:
+    """Raises Conflict unless this failover may be undone: in its window, and not committed."""
+    if run.kind is not RunKind.FAILOVER:
+        raise Conflict(f"{run.id} is a {run.kind}, and only a failover can be rolled back")
+    hint = f"bring it home: understudy failback {run.id}; or give it up: understudy end {run.id} --force"
+    if run.committed_at is not None:
+        raise Conflict(f"{run.id} was committed", hint)
+    if run.state not in (RunState.ENDING, RunState.ENDED) and now > run.created_at + ROLLBACK_SECONDS:
+        raise Conflict(f"{run.id} began more than {ROLLBACK_SECONDS / 3600:g} h ago", hint)
+
+
+def refuse_commit(run: Run) -> None:
+    """Raises Conflict."""
+    if run.kind is not RunKind.FAILOVER or run.state not in (RunState.SUCCEEDED, RunState.FAILED):
+        raise Conflict(
+            f"{run.id} is a {run.kind} that is {run.state}", "a failover can be committed once it has come up"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undo:
+    """What taking back needs. Call it with a run and the tenant's runs; repeatable."""
+
+    site: Site
+    control: Control
+    clock: Clock
+    interrupt: threading.Event
+    repairer: Repairer | None = None
+
+    def __call__(self, run: Run, runs: Sequence[Run]) -> None:
+        """Take back what the run made. Raises Interrupted, and whatever the site and the control raise."""
+        if run.kind is not RunKind.FAILBACK:
+            self._undo_boots(run, runs)
+        elif _step(run, "settle").state is StepState.DONE:
+            self.site.end(_step(run, "retire").args["instance_id"])  # it came home while it was being called off
         else:
-            _back_to_the_instance(run, site, control, clock, interrupt)
-        return
-    for step in launch_steps(run):
-        site.end(step.args["instance_id"])
-    home = home_servers(run, runs)
-    for step in run.steps:
-        if step.action == "hand_to_instance" and _begun(step) and step.args["server_id"] not in home:
-            # Nobody plays the server now, so the machine at home may be it again, should it come back.
-            control.hand_home(step.args["server_id"], step.args["machine_id"], f"{run.id}.end")
-            control.settle(step.args["server_id"], f"{run.id}.end")
+            self._back_to_the_instance(run)
 
+    def _undo_boots(self, run: Run, runs: Sequence[Run]) -> None:
+        for step in run.launches():
+            self.site.end(step.args["instance_id"])
+        home = home_servers(run, runs)
+        taken = {
+            step.args["server_id"]: step for step in run.steps if step.action == "hand_to_instance" and _begun(step)
+        }
+        for server_id, step in taken.items():
+            if server_id not in home:  # nobody plays the server now, so the machine that was it may be it again
+                self.control.give_back(server_id, step.args["machine_id"], f"{run.id}.end")
+        for step in run.steps:
+            if step.action == "fence_source" and _begun(step) and step.args["server_id"] not in taken:
+                self.control.release(step.args["server_id"], f"{run.id}.release.{step.args['server_id']}")
 
-def _back_to_the_instance(run: Run, site: Site, control: Control, clock: Clock, interrupt: threading.Event) -> None:
-    """A failback that is called off leaves the server where it was: running as the failover's instance."""
-    hand_home, shut_down = _step(run, "hand_home"), _step(run, "shut_down")
-    if _begun(hand_home):
-        control.hand_to_instance(hand_home.args["server_id"], hand_home.args["machine_id"], f"{run.id}.end")
-    if not _begun(shut_down) or run.failover_run is None:
-        return
+    def _back_to_the_instance(self, run: Run) -> None:
+        """A failback that is called off leaves the server where it was: running as the failover's instance."""
+        hand_home, shut_down = _step(run, "hand_home"), _step(run, "shut_down")
+        if _begun(hand_home):
+            # the epoch that it was handed home at: nobody else may have taken it since
+            about, epoch = hand_home.args, hand_home.result.get("epoch")
+            self.control.hand_to_instance(about["server_id"], about["machine_id"], f"{run.id}.end", epoch)
+        if not _begun(shut_down) or run.failover_run is None:
+            return
 
-    instance_id = shut_down.args["instance_id"]
+        instance_id = shut_down.args["instance_id"]
 
-    def stopped() -> InstanceState | None:
-        state = site.watch(instance_id).state
-        return None if state in (InstanceState.RUNNING, InstanceState.PENDING) else state
+        def stopped() -> InstanceState | None:
+            state = self.site.watch(instance_id).state
+            return None if state in (InstanceState.RUNNING, InstanceState.PENDING) else state
 
-    # Once asked, a guest may shut down at any time: one that is started too early would go away again.
-    # GONE is left alone: launching would boot the failover's point again, which is older.
-    if poll(stopped, clock, interrupt, shut_down.args["limit_seconds"]) is InstanceState.STOPPED:
-        site.launch(launch_spec(run.failover_run, shut_down.args["launch"]))
+        # Once asked, a guest may shut down at any time: one that is started too early would go away again.
+        # GONE is left alone: launching would boot the failover's point again, which is older.
+        limit_seconds = shut_down.args["limit_seconds"]
+        if poll(stopped, self.clock, self.interrupt, limit_seconds) is InstanceState.STOPPED:
+            self._repair_again(run)
+            self.site.launch(launch_spec(run.failover_run, shut_down.args["launch"]))
+
+    def _repair_again(self, run: Run) -> None:
+        """What was taken back for home is needed here again."""
+        undone = next((step for step in run.steps if step.action == "undo_repair" and _begun(step)), None)
+        if undone is None or self.repairer is None:
+            return
+        job = repair_job(self.site, undone.args["repaired_by"], undone.args["launch"])
+        try:
+            self.repairer.undo(job)  # one that was cut off is carried to its end first
+            self.repairer(job)
+        except RecoveryError as error:
+            # it was booted in this state before; not to start it at all would be worse
+            log.warning("%s is started as it is: %s", job.server, error)
 
 
 def _step(run: Run, action: str) -> Step:

@@ -1,21 +1,28 @@
-"""Performs runs: step after step, stored before and after, each in a thread of its own, and after a crash goes on.
+"""Performs runs: each in a thread of its own, its steps stored before and after, side by side where nothing orders
+them; and after a crash goes on.
 
 Nothing that matters is in memory: every turn of a run's thread begins by reading the run from the store.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from dataclasses import dataclass, field
 
-from agent.protocol.errors import Conflict, InternalError, NotFound, UnderstudyError
-from recovery.actions import ACTIONS, Interrupted, StepContext
+from agent.protocol.errors import Conflict, NotFound, UnderstudyError
+from recovery.actions import Interrupted, Repairer
 from recovery.checks import booted_servers, home_servers, refuse_conflict
 from recovery.clock import Clock, SystemClock
 from recovery.control import Control
-from recovery.ending import refuse_end, undo
-from recovery.runs import Run, RunKind, RunState, RunStore, Step, StepState
+from recovery.drills.witness import Witness
+from recovery.ending import Undo, refuse_commit, refuse_end, refuse_rollback
+from recovery.performing import Performer
+from recovery.plans import Caps
+from recovery.prices import RunPrice, over_caps, refuse_over_cap, running_prices
+from recovery.runs import Run, RunKind, RunState, RunStore, StepState
+from recovery.scripts import Scripts
 from recovery.sites.contract import Site
 
 AGAIN_SECONDS = 5.0
@@ -35,11 +42,22 @@ class _Active:
 class Executor:
     """Call from any thread. One executor a store: two would perform the same runs twice."""
 
-    def __init__(self, store: RunStore, site: Site, control: Control, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        store: RunStore,
+        site: Site,
+        control: Control,
+        clock: Clock | None = None,
+        scripts: Scripts | None = None,
+        repairer: Repairer | None = None,
+        witness: Witness | None = None,
+    ) -> None:
         self._store = store
         self._site = site
         self._control = control
         self._clock: Clock = clock or SystemClock()
+        self._repairer = repairer
+        self._performer = Performer(store, site, control, self._clock, scripts, repairer, witness)
         self._active: dict[str, _Active] = {}
         self._stopping = threading.Event()
         # Guards `_active` and each change of a run's state, so that an end is never overtaken by a success.
@@ -47,13 +65,24 @@ class Executor:
 
     # --- what the service calls ------------------------------------------------------------------------------------
 
-    def start(self, run: Run) -> None:
-        """Store the run and begin it. Raises Conflict when another run has the server already."""
+    def start(self, run: Run, plan_caps: Caps | None = None, tenant_caps: Caps | None = None) -> None:
+        """Store the run and begin it. Raises Conflict when another run has the server already, and RecoveryError when
+        it would exceed a cap (the tenant's together with what runs now) and `run.over_cap` does not say why."""
         with self._lock:
-            refuse_conflict(run, self._store.runs(run.tenant))
+            others = self._store.runs(run.tenant)
+            refuse_conflict(run, others)
+            exceeded: list[str] = []
+            if run.price:
+                price = RunPrice(**run.price)
+                exceeded += over_caps(price, plan_caps or Caps(), f"plan {run.plan}")
+                exceeded += over_caps(price, tenant_caps or Caps(), f"tenant {run.tenant}", running_prices(others))
+            if run.over_cap is None:
+                refuse_over_cap(exceeded)
             self._store.add(run)
             self._spawn(run.id)
             self._audit(run, "started")  # last: a run that is stored must not lack a thread
+            if exceeded:
+                self._audit(run, f"over the cap, because {run.over_cap}: {'; '.join(exceeded)}")
 
     def resume(self) -> list[str]:
         """After a start of the service: go on with all that was under way. Returns the runs' ids."""
@@ -70,8 +99,15 @@ class Executor:
             if run.state is not RunState.FAILED:
                 raise Conflict(f"{run_id} is {run.state}", "only a failed run can be tried again")
             for position in _steps_to_retry(run):
-                step = run.steps[position]
-                fresh = Step(name=step.name, action=step.action, args=step.args)
+                fresh = dataclasses.replace(
+                    run.steps[position],
+                    state=StepState.PENDING,
+                    started_at=None,
+                    ended_at=None,
+                    error=None,
+                    waits_for=None,
+                    result={},
+                )
                 self._store.save_step(run_id, position, fresh)
             self._store.save_state(run_id, RunState.RUNNING, None)
             if run_id not in self._active:
@@ -97,6 +133,22 @@ class Executor:
                 self._spawn(run_id)
             if begins:
                 self._audit(run, "is being ended")
+
+    def commit(self, run_id: str) -> None:
+        """From now on this failover cannot be rolled back. Done already: does nothing. Raises NotFound, Conflict."""
+        with self._lock:
+            run = self._store.get(run_id)
+            if run.committed_at is None:
+                refuse_commit(run)
+                self._store.save_committed(run_id, self._clock.now())
+                self._audit(run, "committed")
+
+    def roll_back(self, run_id: str) -> None:
+        """Undo a failover: as end(), and the machine that was the server before is it again.
+
+        Raises NotFound, Conflict (it was committed, is being brought home, or is too old)."""
+        refuse_rollback(self._store.get(run_id), self._clock.now())
+        self.end(run_id, force=True)
 
     def wait(self, run_id: str, timeout_seconds: float | None = None) -> Run:
         """The run, once nothing is being done about it or the time is over."""
@@ -157,59 +209,13 @@ class Executor:
             return True
 
     def _perform(self, run: Run, interrupt: threading.Event) -> None:
-        for position, step in enumerate(run.steps):
-            if step.state is StepState.DONE:
-                continue
-            if interrupt.is_set():
-                raise Interrupted
-            if step.state is StepState.FAILED or not self._perform_step(run, position, interrupt):
-                self._conclude(run, RunState.FAILED)
-                return
+        self._performer.perform(run, interrupt)
+        if any(step.state is not StepState.DONE for step in run.steps):
+            self._conclude(run, RunState.FAILED)
+            return
         if run.kind is RunKind.FAILBACK:
             self._close_failover(run)
         self._conclude(run, RunState.SUCCEEDED)
-
-    def _perform_step(self, run: Run, position: int, interrupt: threading.Event) -> bool:
-        """Returns whether the step reached its goal. Raises Interrupted, with the step left RUNNING."""
-        step = run.steps[position]
-
-        def save() -> None:
-            self._store.save_step(run.id, position, step)
-
-        def say(waits_for: str | None) -> None:
-            if step.waits_for != waits_for:
-                step.waits_for = waits_for
-                save()
-
-        if step.started_at is None:
-            step.started_at = self._clock.now()
-        step.state = StepState.RUNNING
-        save()
-        context = StepContext(
-            run=run,
-            position=position,
-            site=self._site,
-            control=self._control,
-            clock=self._clock,
-            interrupt=interrupt,
-            say=say,
-        )
-        try:
-            step.result = ACTIONS[step.action](context)
-            step.state = StepState.DONE
-        except Interrupted:
-            raise
-        except UnderstudyError as error:
-            step.error = str(error)
-            step.state = StepState.FAILED
-        except Exception as error:
-            log.exception("run %s: step %r failed in an unexpected way", run.id, step.name)
-            step.error = str(InternalError(f"{type(error).__name__}: {error}"))
-            step.state = StepState.FAILED
-        step.waits_for = None
-        step.ended_at = self._clock.now()
-        save()
-        return step.state is StepState.DONE
 
     def _conclude(self, run: Run, state: RunState) -> None:
         with self._lock:
@@ -235,7 +241,14 @@ class Executor:
                 self._store.save_step(run.id, position, step)
         last = len(run.steps) - 1
         try:
-            undo(run, self._store.runs(run.tenant), self._site, self._control, self._clock, interrupt)
+            undo = Undo(
+                site=self._site,
+                control=self._control,
+                clock=self._clock,
+                interrupt=interrupt,
+                repairer=self._repairer,
+            )
+            undo(run, self._store.runs(run.tenant))
         except UnderstudyError as error:
             # It must not be given up: what is left behind costs money and gets in the way.
             log.warning("run %s: cannot be ended yet: %s", run.id, error)
@@ -257,7 +270,8 @@ class Executor:
 
 
 def _steps_to_retry(run: Run) -> list[int]:
-    """The failed step; for a gate the launch before it too, which starts an instance that has died anew."""
+    """The failed step; for a gate the launch before it too, which starts an instance that has died anew; and what
+    looked back at the failure."""
     failed = [position for position, step in enumerate(run.steps) if step.state is StepState.FAILED]
     instances = {run.steps[position].args["instance_id"] for position in failed if run.steps[position].action == "gate"}
     launches = [
@@ -265,4 +279,5 @@ def _steps_to_retry(run: Run) -> list[int]:
         for position, step in enumerate(run.steps)
         if step.action == "launch" and step.args["instance_id"] in instances
     ]
-    return sorted(launches + failed)
+    closing = [position for position, step in enumerate(run.steps) if step.closing]
+    return sorted({*launches, *failed, *closing})

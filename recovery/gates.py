@@ -10,14 +10,15 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from agent.protocol.errors import GateFailed
 from recovery.sites.contract import Instance, InstanceState, Site
 
-HTTP_CHECK_SECONDS = 5.0
+CHECK_SECONDS = 5.0
+TCP_SILENCE_SECONDS = 1.0
 MAX_BODY_BYTES = 1 << 20
 CONSOLE_BYTES = 1 << 20  # more than a boot writes, so that the text is found although the service was away meanwhile
 CONSOLE_LINES = 20
@@ -30,6 +31,18 @@ class GateResult:
 
     held: bool
     seen: str
+
+
+class GuestAgent(Protocol):
+    """What the agent inside the instance says, as far as the service heard of it."""
+
+    def heartbeat(self) -> GateResult:
+        """Did it make contact since the instance has the server's identity?"""
+        ...
+
+    def command(self, name: str) -> GateResult:
+        """Did it run the command of that name with success? Asks it to, the first time and after each failure."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +59,10 @@ class HttpGate:
         body = f" containing {self.contains!r}" if self.contains is not None else ""
         return f"HTTP {self.status}{body} from port {self.port} {self.path}"
 
-    def check(self, site: Site, instance: Instance) -> GateResult:
+    def check(self, site: Site, instance: Instance, agent: GuestAgent) -> GateResult:
         address = instance.addresses.get(self.port)
         if address is None:
-            return GateResult(False, f"{site.name} gives no address for guest port {self.port}")
+            return _no_address(site, self.port)
         url = f"http://{address[0]}:{address[1]}{self.path}"
         try:
             status, body = _get(*address, self.path)
@@ -65,6 +78,34 @@ class HttpGate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TcpGate:
+    """Something accepts connections at the guest's `port`, and does not hang up at once."""
+
+    port: int
+    timeout_seconds: float = 300.0
+
+    def __str__(self) -> str:
+        return f"a connection to port {self.port}"
+
+    def check(self, site: Site, instance: Instance, agent: GuestAgent) -> GateResult:
+        address = instance.addresses.get(self.port)
+        if address is None:
+            return _no_address(site, self.port)
+        where = f"{address[0]}:{address[1]}"
+        try:
+            with socket.create_connection(address, timeout=CHECK_SECONDS) as connection:
+                # A forwarder accepts in the guest's place, and hangs up when the guest does not take the connection.
+                connection.settimeout(TCP_SILENCE_SECONDS)
+                if connection.recv(1) == b"":
+                    return GateResult(False, f"{where} hung up at once")
+        except TimeoutError:
+            return GateResult(True, f"{where} took the connection")
+        except OSError as error:
+            return GateResult(False, f"{where}: {str(error) or type(error).__name__}")
+        return GateResult(True, f"{where} took the connection and spoke")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleGate:
     """The instance has written `text` to its console."""
 
@@ -74,30 +115,75 @@ class ConsoleGate:
     def __str__(self) -> str:
         return f"{self.text!r} on the console"
 
-    def check(self, site: Site, instance: Instance) -> GateResult:
+    def check(self, site: Site, instance: Instance, agent: GuestAgent) -> GateResult:
         console = site.console(instance.instance_id, CONSOLE_BYTES)
         if self.text in console:
             return GateResult(True, f"the console shows {self.text!r}")
-        lines = _last_lines(console)
+        lines = last_lines(console)
         return GateResult(False, f"the console's last line is {lines[-1]!r}" if lines else "the console is empty")
 
 
-Gate = HttpGate | ConsoleGate
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatGate:
+    """The agent in the instance has made contact with the service."""
+
+    timeout_seconds: float = 300.0
+
+    def __str__(self) -> str:
+        return "its agent's heartbeat"
+
+    def check(self, site: Site, instance: Instance, agent: GuestAgent) -> GateResult:
+        return agent.heartbeat()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandGate:
+    """A command that the agent in the instance knows by `name` ends with exit status 0."""
+
+    name: str
+    timeout_seconds: float = 300.0
+
+    def __str__(self) -> str:
+        return f"success of the command {self.name} in the guest"
+
+    def check(self, site: Site, instance: Instance, agent: GuestAgent) -> GateResult:
+        return agent.command(self.name)
+
+
+Gate = HttpGate | TcpGate | ConsoleGate | HeartbeatGate | CommandGate
+
+_KINDS: dict[str, type[Gate]] = {
+    "http": HttpGate,
+    "tcp": TcpGate,
+    "console": ConsoleGate,
+    "heartbeat": HeartbeatGate,
+    "command": CommandGate,
+}
 
 
 def gate_to_json(gate: Gate) -> dict[str, Any]:
-    """As a plan writes it: `{"http": {...}}` or `{"console": {...}}`."""
+    """As a plan writes it: `{"http": {...}}`, `{"console": {...}}`."""
     fields = {name: value for name, value in dataclasses.asdict(gate).items() if value is not None}
-    return {"http" if isinstance(gate, HttpGate) else "console": fields}
+    return {next(kind for kind, cls in _KINDS.items() if isinstance(gate, cls)): fields}
 
 
 def gate_from_json(document: Mapping[str, Any]) -> Gate:
     """The inverse of gate_to_json."""
     ((kind, fields),) = document.items()
-    return HttpGate(**fields) if kind == "http" else ConsoleGate(**fields)
+    return _KINDS[kind](**fields)
 
 
-def check_gate(gate: Gate, site: Site, instance_id: str) -> GateResult:
+def ports_of(gates: Iterable[Gate]) -> list[int]:
+    """The guest's ports that these gates look at."""
+    return [gate.port for gate in gates if isinstance(gate, HttpGate | TcpGate)]
+
+
+def asks_agent(gate: Gate) -> bool:
+    """Does it need the guest's agent? It reaches no service from an isolated network."""
+    return isinstance(gate, HeartbeatGate | CommandGate)
+
+
+def check_gate(gate: Gate, site: Site, instance_id: str, agent: GuestAgent) -> GateResult:
     """Look once. Raises GateFailed when the instance does not run any more: no waiting will help."""
     instance = site.watch(instance_id)
     if instance.state is InstanceState.PENDING:
@@ -108,26 +194,31 @@ def check_gate(gate: Gate, site: Site, instance_id: str) -> GateResult:
             f"instance {instance_id} is {instance.state}{reason}, so {gate} will never come"
             + console_end(site, instance_id)
         )
-    return gate.check(site, instance)
+    return gate.check(site, instance, agent)
+
+
+def _no_address(site: Site, port: int) -> GateResult:
+    return GateResult(False, f"{site.name} gives no address for guest port {port}")
 
 
 def console_end(site: Site, instance_id: str) -> str:
     """The console's last lines, made to be appended to an error's message."""
-    lines = _last_lines(site.console(instance_id))
+    lines = last_lines(site.console(instance_id))
     if not lines:
         return "; its console is empty"
     return "\n".join(["; the end of its console:", *(f"  | {line}" for line in lines), ""])
 
 
-def _last_lines(console: str) -> list[str]:
+def last_lines(console: str) -> list[str]:
+    """The console's last lines with something on them."""
     lines = [line.rstrip()[:CONSOLE_LINE_CHARACTERS] for line in console.splitlines()]
     return [line for line in lines if line][-CONSOLE_LINES:]
 
 
 def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
-    """(status, start of the body). Raises OSError, HTTPException; takes HTTP_CHECK_SECONDS at most, and a little."""
-    deadline = time.monotonic() + HTTP_CHECK_SECONDS
-    connection = http.client.HTTPConnection(host, port, timeout=HTTP_CHECK_SECONDS)
+    """(status, start of the body). Raises OSError, HTTPException; takes CHECK_SECONDS at most, and a little."""
+    deadline = time.monotonic() + CHECK_SECONDS
+    connection = http.client.HTTPConnection(host, port, timeout=CHECK_SECONDS)
     try:
         connection.connect()
         # The socket's own time limit starts anew with every byte, so a guest that dribbles could hold the run for
@@ -144,7 +235,7 @@ def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
     finally:
         connection.close()
     if time.monotonic() >= deadline:  # http.client takes a cut for the end of the headers
-        raise TimeoutError(f"no whole answer within {HTTP_CHECK_SECONDS:g} s")
+        raise TimeoutError(f"no whole answer within {CHECK_SECONDS:g} s")
     return response.status, body
 
 

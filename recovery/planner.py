@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from agent.protocol.errors import Conflict, NotFound, RecoveryError, UsageError
+from agent.protocol.errors import NotFound
 from agent.protocol.messages import Point
-from recovery.checks import Level, SiteFacts, preflight
+from recovery.checks import SiteFacts, refuse_without_space
 from recovery.control import Server
-from recovery.gates import gate_from_json, gate_to_json
-from recovery.plans import Plan, PlanServer
-from recovery.runs import Run, RunKind, RunState, Step, StepState
-from recovery.sites.contract import NetworkMode
-
-LATEST = "latest"
-MIN_PREFIX_CHARACTERS = 4
-TAKE_POINT_SECONDS = 900.0
-AGENT_SILENT_SECONDS = 60.0
-SHUT_DOWN_SECONDS = 180.0
+from recovery.gates import asks_agent, gate_to_json
+from recovery.plans import FailureRule, Group, Plan, PlanServer, Script
+from recovery.plans.model import AUTOMATIC, depends_on, in_order
+from recovery.points import choose_points
+from recovery.readiness import Booted, why_ready
+from recovery.runs import Run, RunKind, Step
+from recovery.sites.contract import NetworkMode, Size
+from recovery.sizing import addresses, sizes
 
 
 class Ids(Protocol):
@@ -47,37 +45,14 @@ class RandomIds:
         return str(uuid.uuid4())
 
 
-def choose_point(server: str, points: Sequence[Point], choice: str) -> Point:
-    """The point that an operator means: `latest`, an id or its unique beginning, or an ISO time (UTC unless it says
-    otherwise): the newest point at or before it. `points` are newest first.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What goes into a run beside its plan. `alive`: servers whose sources nobody declared dead, so their own agents
+    have to stop them first. `copies` of each server, for a clone. `last_boots` by server: see recovery.readiness."""
 
-    Raises NotFound, or UsageError when several are meant."""
-    if not points:
-        raise NotFound(f"there is no recovery point of {server}", f"make one: understudy take {server}")
-    if choice == LATEST:
-        return points[0]
-    exact = [point for point in points if point.id == choice]
-    started = [point for point in points if len(choice) >= MIN_PREFIX_CHARACTERS and point.id.startswith(choice)]
-    if exact or len(started) == 1:
-        return (exact or started)[0]
-    try:
-        instant = _instant(choice)
-    except ValueError:
-        if started:
-            ids = ", ".join(point.id for point in started[:5])
-            raise UsageError(f"{len(started)} points of {server} begin with {choice!r}: {ids}", "give more") from None
-        hint = f"see: understudy points {server}; or use `latest`, or a time like 2026-01-31T14:30:00Z"
-        raise NotFound(f"there is no point {choice!r} of {server}", hint) from None
-    for point in points:
-        if _instant(point.taken_at) <= instant:
-            return point
-    oldest = points[-1]
-    raise NotFound(f"{server} has no point as old as {choice}", f"the oldest is {oldest.id} of {oldest.taken_at}")
-
-
-def _instant(text: str) -> datetime:
-    instant = datetime.fromisoformat(text)
-    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+    alive: frozenset[str] = frozenset()
+    copies: int = 1
+    last_boots: Mapping[str, Booted] = field(default_factory=dict)
 
 
 def plan_failover(
@@ -85,162 +60,199 @@ def plan_failover(
     kind: RunKind,
     servers: Mapping[str, Server],
     points: Mapping[str, Sequence[Point]],
-    choice: str,
+    choice: str | None,
     facts: SiteFacts,
     ids: Ids,
     now: float,
+    order: Order | None = None,
 ) -> Run:
-    """The run (a drill or a failover) that boots the plan's servers, group after group.
+    """The run (a drill, failover, clone or migration) that boots the plan's servers, group after group.
 
-    `servers` and `points` are by server name, points newest first; `now` is in seconds since 1970.
-    Raises NotFound (server or point), UsageError, or RecoveryError when the pre-flight is red."""
+    `servers` and `points` are by server name, points newest first; `choice` None: the point that the plan says (see
+    recovery.points); `now` is in seconds since 1970.
+    Raises NotFound (server or point), UsageError, or RecoveryError when it could not work at all."""
     for wanted in plan.servers:
         if wanted.name not in servers:
             known = ", ".join(sorted(servers)) or "none"
             raise NotFound(f"plan {plan.name}: no server {wanted.name!r} is protected", f"there are: {known}")
-    chosen = {wanted.name: choose_point(wanted.name, points[wanted.name], choice) for wanted in plan.servers}
-    red = [finding for finding in preflight(plan, chosen, facts, now) if finding.level is Level.RED]
-    if red:
-        raise RecoveryError(red[0].text, red[0].hint)
-
+    its_points = {wanted.name: points[wanted.name] for wanted in plan.servers}
+    chosen = choose_points(its_points, choice or plan.point, plan.one_instant_seconds)
+    refuse_without_space(plan, facts)
     run_id = ids.run(kind)
-    steps: list[Step] = []
-    for group in plan.groups:
-        launches = [_launch(wanted, kind, servers[wanted.name], chosen[wanted.name], ids) for wanted in group.servers]
-        if kind is RunKind.FAILOVER:
-            # Before anything boots: what a source that is still alive pushes from here on is refused.
-            steps += [_hand_to_instance(launch) for launch in launches]
-        steps += launches
-        for wanted, launch in zip(group.servers, launches, strict=True):
-            steps += _gates(wanted, launch)
+    steps = _Planner(plan, kind, servers, chosen, facts, ids, order or Order()).steps()
     tenant = servers[plan.servers[0].name].tenant
     return Run(id=run_id, tenant=tenant, kind=kind, plan=plan.name, steps=steps, created_at=now)
 
 
-def _launch(wanted: PlanServer, kind: RunKind, server: Server, point: Point, ids: Ids) -> Step:
-    network = NetworkMode.REAL if kind is RunKind.FAILOVER else NetworkMode.ISOLATED
-    args = {
-        "server": server.name,
-        "server_id": server.id,
-        "instance_id": ids.instance(),
-        "machine_id": ids.machine(),
-        "point": point.id,
-        "taken_at": point.taken_at,
-        "volumes": len(point.volumes),
-        "cpus": wanted.cpus,
-        "memory_mib": wanted.memory_mib,
-        "network": network.value,
-        "ports": {str(guest): site for guest, site in wanted.all_ports.items()},  # JSON's keys are texts
-        "uefi": server.uefi,
-    }
-    return Step(name=f"launch {server.name}", action="launch", args=args)
+class _Planner:
+    """Gathers the steps; a position is a step's place among them."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        kind: RunKind,
+        servers: Mapping[str, Server],
+        chosen: Mapping[str, Point],
+        facts: SiteFacts,
+        ids: Ids,
+        order: Order,
+    ) -> None:
+        self._plan = plan
+        self._kind = kind
+        self._servers = servers
+        self._chosen = chosen
+        self._repairs = facts.repairs
+        self._bus = facts.bus
+        self._order = order
+        self._witnesses = facts.witnesses
+        self._ids = ids
+        memory_mib = facts.free_memory_mib
+        shared = None if memory_mib is None else memory_mib // order.copies
+        self._sizes = sizes(plan, servers, replace(facts, free_memory_mib=shared))
+        self._mode = RunKind.FAILOVER if kind.takes_over else RunKind.DRILL
+        self._addresses = addresses(plan, self._mode, servers)
+        self._titles: dict[str, str] = {}
+        self._steps: list[Step] = []
+
+    def steps(self) -> list[Step]:
+        groups = self._plan.groups
+        begin = self._scripts(self._plan.pre, [], "before the plan")
+        needs = depends_on(groups)
+        ends: dict[int, list[int]] = {}
+        for at in in_order(needs):
+            after = [end for need in needs[at] for end in ends[need]]
+            ends[at] = self._group(groups[at], groups[at].name or f"group {at + 1}", after or begin)
+        last = [at for at in ends if not any(at in need for need in needs)]
+        end = self._scripts(self._plan.post, [end for at in last for end in ends[at]], "after the plan")
+        if self._kind is RunKind.MIGRATE:
+            self._retire_sources(end)
+        if self._kind is RunKind.DRILL and self._witnesses:
+            self._look_back()
+        return self._steps
+
+    def _group(self, group: Group, name: str, after: list[int]) -> list[int]:
+        """Its steps; what comes after the group comes after the positions returned."""
+        after = self._scripts(group.pre, after, f"before {name}")
+        copies = range(1, self._order.copies + 1)
+        pairs = [(wanted, self._launch(wanted, copy)) for wanted in group.servers for copy in copies]
+        # Before anything boots: what a source that is still alive pushes from here on is refused.
+        before = [self._fence(wanted, launch, after) for wanted, launch in pairs]
+        for at, (wanted, launch) in enumerate(pairs):
+            before[at] = self._repair(wanted, launch, before[at])
+        ends = [
+            [self._add(launch, earlier, self._rule(wanted))]
+            for (wanted, launch), earlier in zip(pairs, before, strict=True)
+        ]
+        for at, (wanted, launch) in enumerate(pairs):
+            ends[at] = self._gates(wanted, launch, ends[at])
+        end = [position for its_ends in ends for position in its_ends]
+        if group.wait_seconds:
+            wait = Step(name=f"wait after {name}", action="wait", args={"seconds": group.wait_seconds, "group": name})
+            end = [self._add(wait, end, FailureRule())]
+        return self._scripts(group.post, end, f"after {name}")
+
+    def _launch(self, wanted: PlanServer, copy: int) -> Step:
+        server, point, size = self._servers[wanted.name], self._chosen[wanted.name], self._sizes[wanted.name]
+        args = {
+            "server": server.name,
+            "server_id": server.id,
+            "instance_id": self._ids.instance(),
+            "machine_id": self._ids.machine(),
+            "point": point.id,
+            "taken_at": point.taken_at,
+            "volumes": len(point.volumes),
+            "size_bytes": point.size_bytes,
+            **self._settings(wanted, size),
+            "uefi": server.uefi,
+            "boot_digest": server.boot_digest,
+        }
+        title = server.name if self._order.copies == 1 else f"{server.name} (copy {copy})"
+        self._titles[args["instance_id"]] = title
+        return Step(name=f"launch {title}", action="launch", args=args)
+
+    def _settings(self, wanted: PlanServer, size: Size) -> dict[str, Any]:
+        network = NetworkMode.REAL if self._kind.takes_over else NetworkMode.ISOLATED
+        ports = wanted.all_ports if self._order.copies == 1 else dict.fromkeys(wanted.all_ports, 0)
+        return {
+            "cpus": size.cpus,
+            "memory_mib": size.memory_mib,
+            "size": None if wanted.size == AUTOMATIC else wanted.size,
+            "network": network.value,
+            "network_name": self._plan.networks.get(self._mode.value),
+            "address": self._addresses.get(wanted.name),
+            "ports": {str(guest): site for guest, site in ports.items()},  # JSON's keys are texts
+        }
+
+    def _fence(self, wanted: PlanServer, launch: Step, after: list[int]) -> list[int]:
+        if not self._kind.takes_over:
+            return after
+        # nothing boots beside a source that has not been fenced, whatever the plan says of failures
+        rule = FailureRule(self._rule(wanted).retries)
+        if wanted.name in self._order.alive:
+            stop = Step(name=f"stop the source of {wanted.name}", action="fence_source", args=who(launch))
+            last = Step(name=f"last point of {wanted.name}", action="last_point", args=who(launch))
+            after = [self._add(last, [self._add(stop, after, rule)], rule)]
+        # the epoch that it was planned at: who was overtaken by another handover takes nothing over
+        args = {**who(launch), "epoch": self._servers[wanted.name].epoch}
+        return [self._add(Step(name=f"fence {wanted.name}", action="hand_to_instance", args=args), after, rule)]
+
+    def _retire_sources(self, after: list[int]) -> None:
+        for launch in [step for step in self._steps if step.action == "launch"]:
+            name = f"retire the source of {launch.args['server']}"
+            self._add(Step(name=name, action="retire_source", args=who(launch)), after, FailureRule())
+
+    def _repair(self, wanted: PlanServer, launch: Step, after: list[int]) -> list[int]:
+        if not (self._repairs and wanted.repair):
+            return after
+        point = "" if wanted.name in self._order.alive else launch.args["point"]  # there will be a newer one
+        ready = why_ready(self._servers[wanted.name], point, self._bus, self._order.last_boots.get(wanted.name))
+        args = {**launch.args, "skip": ready} if ready else dict(launch.args)
+        step = Step(name=f"repair {self._titles[args['instance_id']]}", action="repair", args=args)
+        # a server that could not be repaired may boot all the same
+        return [self._add(step, after, FailureRule(self._rule(wanted).retries, goes_on=True))]
+
+    def _gates(self, wanted: PlanServer, launch: Step, after: list[int]) -> list[int]:
+        for gate in wanted.gates:
+            if not self._kind.takes_over and asks_agent(gate):
+                continue  # in isolation the guest's agent reaches nobody
+            args = {**who(launch), "gate": gate_to_json(gate)}
+            title = self._titles[launch.args["instance_id"]]
+            step = Step(name=f"gate {title}: {gate}", action="gate", args=args)
+            after = [self._add(step, after, self._rule(wanted))]
+        return after
+
+    def _scripts(self, scripts: Sequence[Script], after: list[int], when: str) -> list[int]:
+        for script in scripts:
+            if not self._kind.takes_over and not script.in_drills:
+                continue
+            args = {"argv": list(script.argv), "timeout_seconds": script.timeout_seconds}
+            step = Step(name=f"script {script.argv[0]} {when}", action="script", args=args)
+            after = [self._add(step, after, script.on_failure or self._plan.on_failure)]
+        return after
+
+    def _look_back(self) -> None:
+        """What makes a drill a proof, however its gates ended."""
+        launches = [step for step in self._steps if step.action == "launch"]
+        pictures = [self._closing(f"picture of {step.args['server']}", "picture", who(step), []) for step in launches]
+        before: list[int] = []
+        for step in launches:  # one after the other: each takes a worker's memory
+            args = {name: step.args[name] for name in ("server", "server_id", "point", "volumes")}
+            before = [self._closing(f"filesystems of {step.args['server']}", "filesystems", args, before)]
+        self._closing("evidence", "evidence", {}, [*pictures, *before])
+
+    def _closing(self, name: str, action: str, args: dict[str, Any], after: list[int]) -> int:
+        # evidence is written of what failed as well
+        return self._add(Step(name=name, action=action, args=args, closing=True), after, FailureRule(goes_on=True))
+
+    def _rule(self, wanted: PlanServer) -> FailureRule:
+        return wanted.on_failure or self._plan.on_failure
+
+    def _add(self, step: Step, after: list[int], rule: FailureRule) -> int:
+        step.after, step.retries, step.optional = list(after), rule.retries, rule.goes_on
+        self._steps.append(step)
+        return len(self._steps) - 1
 
 
-def _hand_to_instance(launch: Step) -> Step:
-    return Step(name=f"fence {launch.args['server']}", action="hand_to_instance", args=_who(launch))
-
-
-def _gates(wanted: PlanServer, launch: Step) -> Iterator[Step]:
-    for gate in wanted.gates:
-        args = {**_who(launch), "gate": gate_to_json(gate)}
-        yield Step(name=f"gate {wanted.name}: {gate}", action="gate", args=args)
-
-
-def _who(launch: Step) -> dict[str, Any]:
+def who(launch: Step) -> dict[str, Any]:
+    """What the steps about a launched server have in common."""
     return {name: launch.args[name] for name in ("server", "server_id", "instance_id", "machine_id")}
-
-
-def plan_failback(failover_run: Run, server: Server, ids: Ids, now: float) -> Run:
-    """The way home of one server that `failover_run` booted. Raises Conflict or NotFound."""
-    if failover_run.kind is not RunKind.FAILOVER:
-        raise Conflict(f"{failover_run.id} is a {failover_run.kind}, and only a failover can be brought home")
-    if failover_run.state not in (RunState.SUCCEEDED, RunState.FAILED):
-        raise Conflict(
-            f"{failover_run.id} is {failover_run.state}", "a failover can be brought home once it has come up"
-        )
-    launches = [step for step in launch_steps(failover_run) if step.args["server_id"] == server.id]
-    if not launches:
-        raise NotFound(f"{failover_run.id} did not boot {server.name}")
-    if launches[0].state is not StepState.DONE:
-        hint = f"try that again: understudy retry {failover_run.id}; or give it up: understudy end {failover_run.id}"
-        raise Conflict(f"{failover_run.id} never got {server.name} to boot", hint)
-
-    who = _who(launches[0])
-    name = server.name
-
-    def step(title: str, action: str, **more: Any) -> Step:
-        return Step(name=title.format(name), action=action, args={**who, **more})
-
-    run_id = ids.run(RunKind.FAILBACK)
-    steps = [
-        step(
-            "take a point of {}",
-            "take_point",
-            label=f"{run_id}: before the shutdown",
-            limit_seconds=TAKE_POINT_SECONDS,
-            silent_seconds=AGENT_SILENT_SECONDS,
-        ),
-        step("copy {} home while it runs", "await_pull"),
-        # `launch` is what is booted again if the failback is called off
-        step("shut down {}", "shut_down", limit_seconds=SHUT_DOWN_SECONDS, launch=launches[0].args),
-        step("take the last point of {}", "capture", label=f"{run_id}: final"),
-        step("copy the last changes of {} home", "await_pull"),
-        step("hand {} home", "hand_home"),
-        step("boot {} at home", "await_home"),
-        step("settle {}", "settle"),
-        step("retire the instance of {}", "retire"),
-    ]
-    return Run(
-        id=run_id,
-        tenant=failover_run.tenant,
-        kind=RunKind.FAILBACK,
-        plan=failover_run.plan,
-        steps=steps,
-        created_at=now,
-        failover_run=failover_run.id,
-    )
-
-
-def launch_steps(run: Run) -> list[Step]:
-    return [step for step in run.steps if step.action == "launch"]
-
-
-def describe(step: Step) -> str:
-    """What the step does, as one line for an operator: a dry run is these lines."""
-    args = step.args
-    return f"{args['server']}: {_DESCRIPTIONS[step.action](args)}"
-
-
-def _describe_launch(args: Mapping[str, Any]) -> str:
-    volumes = "1 volume" if args["volumes"] == 1 else f"{args['volumes']} volumes"
-    network = "the real network" if args["network"] == NetworkMode.REAL else "an isolated network"
-    ports = [f"{guest} at {site or 'any port'}" for guest, site in args["ports"].items()]
-    reach = f", its port {', '.join(ports)}" if ports else ""
-    return (
-        f"boot point {args['point']} of {args['taken_at']} ({volumes}) as {args['instance_id']}"
-        f" with {args['cpus']} CPUs and {args['memory_mib']} MiB on {network}{reach}"
-    )
-
-
-def _describe_gate(args: Mapping[str, Any]) -> str:
-    gate = gate_from_json(args["gate"])
-    return f"wait up to {gate.timeout_seconds:g} s for {gate}"
-
-
-_DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "hand_to_instance": lambda args: (
-        f"raise the epoch: only {args['instance_id']} may push from here on, a source that returns stands down"
-    ),
-    "launch": _describe_launch,
-    "gate": _describe_gate,
-    "take_point": lambda args: (
-        f"take a point of {args['instance_id']} while it runs (if its agent does not answer: use the newest there is)"
-    ),
-    "await_pull": lambda _: "wait until the repaired machine has pulled that point",
-    "shut_down": lambda args: f"shut {args['instance_id']} down; the service is away until it boots at home",
-    "capture": lambda args: f"take the last point from the stopped {args['instance_id']}",
-    "hand_home": lambda _: "raise the epoch: the identity belongs to the machine at home",
-    "await_home": lambda _: "wait until the repaired machine has booted and its agent made contact",
-    "settle": lambda _: "protected again, from home",
-    "retire": lambda args: f"remove {args['instance_id']}",
-}

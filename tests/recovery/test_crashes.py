@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recovery.executor import Executor
+from recovery.planner import Order
+from recovery.plans import parse_plan
 from recovery.runs import Run, RunKind, RunState, StepState
+from recovery.scripts import Scripts
 from recovery.sites.contract import InstanceState
-from tests.recovery.world import Killed, World
+from tests.recovery.world import Killed, Repairs, World, make_point, make_server
 
 Journey = Callable[[World], None]
 
@@ -30,18 +36,26 @@ def killed_threads_are_no_surprise() -> Iterator[None]:
 
 
 class Killer:
-    """Kills at chosen moments: each save (before and after) and each call to site and control counts as one."""
+    """Kills at chosen moments: each save (before and after) and each call to site and control counts as one.
+
+    A kill is for the whole process: threads of a service that was killed get no further, whatever they do."""
 
     def __init__(self, world: World, *moments: int) -> None:
+        self.world = world
         self.moments = set(moments)
         self.count = 0
+        self.dead: list[Executor] = []
+        self.lock = threading.Lock()
         world.store.before_save = world.store.after_save = self.tick
         world.site.before = world.control.before = lambda what: self.tick()
 
     def tick(self) -> None:
-        self.count += 1
-        if self.count in self.moments:
-            raise Killed
+        with self.lock:
+            self.count += 1
+            if self.count in self.moments:
+                self.dead.append(self.world.executor)
+            if self.world.executor in self.dead:
+                raise Killed
 
 
 def at_rest(world: World, run_id: str) -> Run:
@@ -102,11 +116,78 @@ def failover_and_give_up(world: World) -> None:
     end(world, failover, force=True)
     assert world.site.instances() == []
     server = world.control.server("acme", "web01")
-    assert (server.state, server.epoch, server.owner) == ("protected", 3, None)
-    assert world.events == ["hand to the instance", "boot web01", "remove", "hand home", "settle"]
+    assert (server.state, server.epoch, server.owner) == ("protected", 3, "home")
+    assert world.events == ["hand to the instance", "boot web01", "remove", "give back"]
 
 
-JOURNEYS: list[Journey] = [drill_and_end, there_and_back, failover_and_give_up]
+def stopped_taken_over_and_undone(world: World) -> None:
+    order = Order(alive=frozenset({"web01"}))
+    failover = start(world, world.plan(RunKind.FAILOVER, order=order))
+    assert failover.state is RunState.SUCCEEDED
+    end(world, failover, force=True)
+    assert world.site.instances() == []
+    server = world.control.server("acme", "web01")
+    assert (server.state, server.epoch, server.owner) == ("protected", 3, "home")
+    assert world.events == ["fence", "request a point", "hand to the instance", "boot web01", "remove", "give back"]
+
+
+def repaired_there_and_back(world: World) -> None:
+    """Boot repair may be begun again; what counts is how the volumes are in the end."""
+    world.people_at_home_do_their_part()
+    repairs = world.repairer = Repairs(world.events)
+    repairs.before = world.site.before
+    world.start_service()
+    failover = start(world, world.plan(RunKind.FAILOVER))
+    assert failover.state is RunState.SUCCEEDED
+    back = start(world, world.plan_failback(failover))
+    assert back.state is RunState.SUCCEEDED
+    assert repairs.repaired == set()
+    assert world.events.index("undo the repair of web01") < world.events.index("capture")
+
+
+WHOLE = """
+plan: whole
+pre: [{run: [note, pre], in_drills: true}]
+groups:
+- wait_seconds: 30
+  servers: [{name: web01}, {name: db01}]
+- servers: [{name: mq01, on_failure: "retry 1, then continue", gates: [{console: {text: "login:"}}]}]
+  post: [{run: [note, post], in_drills: true}]
+"""
+
+
+def every_kind_of_step(world: World) -> None:
+    """Two servers side by side, boot repair, a wait, scripts, a gate; what may be done twice may be, and no more."""
+    for name in ("db01", "mq01"):
+        world.control.servers[name] = make_server(name)
+        world.control.points_by_server[f"id-{name}"] = [make_point(f"p-{name}", name)]
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "note"
+        script.write_text(f"#!/bin/sh\necho $1 >> {folder}/noted\n")
+        script.chmod(0o755)
+        world.repairer, world.scripts = Repairs(world.events, 1), Scripts(Path(folder))
+        world.start_service()
+        run = start(world, world.plan(RunKind.DRILL, parse_plan(WHOLE)))
+        noted = (Path(folder) / "noted").read_text().split()
+    assert run.state is RunState.SUCCEEDED, run
+    assert all(step.state is StepState.DONE for step in run.steps)
+    assert [noted[0], noted[-1], *sorted(set(noted))] == ["pre", "post", "post", "pre"]
+    repaired = {event for event in world.events if event.startswith("repair")}
+    assert repaired == {"repair web01", "repair db01", "repair mq01"}
+    boots = [event for event in world.events if event.startswith("boot")]
+    assert sorted(boots) == ["boot db01", "boot mq01", "boot web01"]
+    assert boots[-1] == "boot mq01", "the second group came after the first"
+    end(world, run)
+    assert world.site.instances() == []
+
+
+JOURNEYS: list[Journey] = [
+    drill_and_end,
+    there_and_back,
+    failover_and_give_up,
+    stopped_taken_over_and_undone,
+    repaired_there_and_back,
+]
 
 
 def moments_of(journey: Journey) -> int:
@@ -123,6 +204,13 @@ def test_a_kill_at_any_single_moment_changes_nothing_about_the_end(journey: Jour
         killer = Killer(world, moment)
         journey(world)
         assert killer.count >= moment
+
+
+def test_a_kill_at_any_boundary_of_every_kind_of_step_changes_nothing_about_the_end() -> None:
+    for moment in range(1, moments_of(every_kind_of_step) + 1):
+        world = World()
+        Killer(world, moment)
+        every_kind_of_step(world)
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import json
 import threading
-from typing import cast
+import time
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from agent.protocol.errors import Conflict, NotFound, SiteError
+from agent.protocol.errors import Conflict, NotFound, RecoveryError, SiteError
+from recovery.actions import RepairJob
 from recovery.clock import SystemClock
+from recovery.control import CommandState
 from recovery.executor import Executor
 from recovery.plans import parse_plan
 from recovery.runs import RunKind, RunState, StepState
-from recovery.sites.contract import InstanceState, NetworkMode, Site
-from tests.recovery.world import FakeClock, World
+from recovery.scripts import Scripts
+from recovery.sites.contract import Instance, InstanceSpec, InstanceState, NetworkMode, Site
+from tests.recovery.world import FakeClock, Repairs, World
 
 
 def test_a_drill_boots_an_isolated_instance_and_ends_without_a_trace(world: World) -> None:
@@ -143,7 +149,7 @@ def test_ending_a_failover_that_is_not_home_says_what_would_be_lost_and_wants_fo
     assert world.executor.wait(run.id).state is RunState.ENDED
     assert world.site.instances() == []
     server = world.control.server("acme", "web01")
-    assert (server.state, server.owner) == ("protected", None)
+    assert (server.state, server.owner) == ("protected", "home")
     assert world.fail_over().state is RunState.SUCCEEDED
 
 
@@ -242,3 +248,175 @@ def test_a_resumed_step_counts_from_its_first_start(world: World) -> None:
     world.store.save_step(run.id, 0, begun)
     world.executor.resume()
     assert world.executor.wait(run.id).steps[0].started_at == world.clock.now() - 60
+
+
+def test_servers_of_a_group_come_up_side_by_side() -> None:
+    world = World("a", "b")
+    world.site.console_text = ""
+    server = "{{name: {}, gates: [{{console: {{text: up}}}}]}}"
+    plan = parse_plan(f"{{plan: two, groups: [{{servers: [{server.format('a')}, {server.format('b')}]}}]}}")
+
+    def come_up_together() -> None:
+        time.sleep(0.001)  # the other thread's turn
+        steps = world.store.runs()[0].steps
+        if all(step.state is StepState.RUNNING for step in steps if step.action == "gate"):
+            world.site.console_text = "up"
+
+    world.clock.on_wait = come_up_together
+    assert world.perform(world.plan(RunKind.DRILL, plan)).state is RunState.SUCCEEDED
+
+
+def test_a_failure_stops_what_comes_after_it_and_nothing_else() -> None:
+    world = World("a", "b", "c", "d")
+    plan = parse_plan(
+        "{plan: p, groups: [{name: one, servers: [{name: a}]}, {name: two, servers: [{name: b}]},"
+        " {name: three, after: [], servers: [{name: c}]}, {name: four, servers: [{name: d}]}]}"
+    )
+
+    def broken(spec: InstanceSpec) -> Instance:
+        if spec.server_name == "a":
+            raise SiteError("no capacity for a")
+        return launch(spec)
+
+    launch = world.site.launch
+    world.site.launch = broken  # type: ignore[method-assign]
+    run = world.perform(world.plan(RunKind.DRILL, plan))
+    assert run.state is RunState.FAILED
+    assert {step.name: step.state.value for step in run.steps} == {
+        "launch a": "failed", "launch b": "pending", "launch c": "done", "launch d": "done"
+    }  # fmt: skip
+
+    world.site.launch = launch  # type: ignore[method-assign]
+    world.executor.retry(run.id)
+    assert world.executor.wait(run.id).state is RunState.SUCCEEDED
+    assert sorted(world.events) == ["boot a", "boot b", "boot c", "boot d"]
+
+
+def failing(world: World, times: int) -> None:
+    failures = iter(range(times))
+
+    def fail(what: str) -> None:
+        if what == "launch" and next(failures, None) is not None:
+            raise SiteError("no capacity")
+
+    world.site.before = fail
+
+
+def test_a_step_is_tried_again_as_often_as_the_plan_says(world: World) -> None:
+    plan = parse_plan("{plan: p, on_failure: retry 2, groups: [{servers: [{name: web01}]}]}")
+    failing(world, 2)
+    run = world.perform(world.plan(RunKind.DRILL, plan))
+    assert (run.state, run.steps[0].error) == (RunState.SUCCEEDED, None)
+    failing(world, 3)
+    run = world.perform(world.plan(RunKind.DRILL, plan))
+    assert (run.state, run.steps[0].error) == (RunState.FAILED, "no capacity")
+
+
+def test_what_may_fail_lets_the_rest_go_on_and_the_run_has_failed_all_the_same() -> None:
+    world = World("a", "b")
+    plan = parse_plan(
+        "{plan: p, groups: [{servers: [{name: a, on_failure: continue, gates: [{console: {text: never}}]}]},"
+        " {servers: [{name: b}]}]}"
+    )
+    run = world.perform(world.plan(RunKind.DRILL, plan))
+    assert run.state is RunState.FAILED
+    assert world.events == ["boot a", "boot b"]
+
+
+def test_a_gate_that_is_tried_again_starts_a_guest_that_has_died(world: World) -> None:
+    plan = parse_plan(
+        "{plan: p, groups: [{servers: [{name: web01, on_failure: retry 1, gates: [{console: {text: up}}]}]}]}"
+    )
+    world.site.console_text = ""
+
+    def die() -> None:
+        (instance,) = world.site.instances()
+        if world.events == ["boot web01"]:
+            world.site.set_state(instance.instance_id, InstanceState.STOPPED, "killed by signal 9")
+        world.site.console_text = "up" if "boot again web01" in world.events else ""
+
+    world.clock.on_wait = die
+    assert world.perform(world.plan(RunKind.DRILL, plan)).state is RunState.SUCCEEDED
+    assert world.events == ["boot web01", "boot again web01"]
+
+
+def test_a_wait_counts_from_its_first_start_also_after_a_restart(world: World) -> None:
+    plan = parse_plan("{plan: p, groups: [{wait_seconds: 60, servers: [{name: web01}]}]}")
+    run = world.plan(RunKind.DRILL, plan)
+    begun = world.clock.now()
+    run.steps[0].state = StepState.DONE
+    run.steps[1].state, run.steps[1].started_at = StepState.RUNNING, begun - 50
+    world.store.add(run)
+    world.executor.resume()
+    assert world.executor.wait(run.id).state is RunState.SUCCEEDED
+    assert 10 <= world.clock.now() - begun < 11
+
+
+def test_a_script_is_a_step_that_knows_the_run(world: World, tmp_path: Path) -> None:
+    (tmp_path / "tell").write_text("#!/bin/sh\necho $UNDERSTUDY_KIND $UNDERSTUDY_RUN; cat\n")
+    (tmp_path / "tell").chmod(0o755)
+    world.scripts = Scripts(tmp_path)
+    world.start_service()
+    plan = parse_plan("{plan: p, groups: [{servers: [{name: web01}]}], post: [{run: [tell]}]}")
+    run = world.perform(world.plan(RunKind.FAILOVER, plan))
+    assert run.state is RunState.SUCCEEDED
+    said, facts = run.steps[-1].result["output"].splitlines()
+    assert said == f"failover {run.id}"
+    (server,) = json.loads(facts)["servers"]
+    assert (server["server"], server["state"], server["point"]) == ("web01", "running", "p-web01-1")
+
+
+def test_a_repair_works_on_the_instances_own_volumes_before_its_first_start(world: World) -> None:
+    jobs: list[RepairJob] = []
+
+    class Looks(Repairs):
+        def __call__(self, job: RepairJob) -> dict[str, Any]:
+            jobs.append(job)
+            assert world.site.watch(job.instance_id).state is InstanceState.PENDING
+            return {"changes": 2, "note": "2 files changed"}
+
+    world.repairer = Looks(world.events)
+    world.start_service()
+    run = world.perform(world.plan(RunKind.DRILL))
+    assert run.state is RunState.SUCCEEDED
+    assert world.events == ["copy web01", "boot web01"]
+    (job,) = jobs
+    assert (job.server, job.volumes) == ("web01", (f"{job.instance_id}/0",))
+    assert run.steps[0].result == {"changes": 2, "note": "2 files changed"}
+
+
+def test_a_server_that_could_not_be_repaired_is_booted_all_the_same(world: World) -> None:
+    world.repairer = repairs = Repairs(world.events)
+    repairs.failure = RecoveryError("its root filesystem cannot be read")
+    world.start_service()
+    run = world.perform(world.plan(RunKind.DRILL))
+    assert [step.state for step in run.steps] == [StepState.FAILED, StepState.DONE, StepState.DONE]
+    assert run.state is RunState.FAILED
+
+
+def test_the_guests_agent_is_waited_for_and_asked(world: World) -> None:
+    plan = parse_plan(
+        "{plan: p, groups: [{servers: [{name: web01, gates: [{heartbeat: {}}, {command: {name: db-ok}}]}]}]}"
+    )
+    run = world.plan(RunKind.FAILOVER, plan)
+    world.control._change("id-web01", last_seen_seconds=None)
+    said: list[str | None] = []
+
+    def come() -> None:
+        said.append(world.store.get(run.id).steps[-2].waits_for)
+        world.control._change("id-web01", last_seen_seconds=1.0)
+
+    world.clock.on_wait = come
+    assert world.perform(run).state is RunState.SUCCEEDED
+    assert said == ["its agent's heartbeat, for up to 300 s"]
+    assert world.events == ["hand to the instance", "boot web01", "run db-ok"]
+
+
+def test_a_command_that_fails_in_the_guest_is_asked_for_again_until_its_time_is_over(world: World) -> None:
+    plan = parse_plan(
+        "{plan: p, groups: [{servers: [{name: web01, gates: [{command: {name: db-ok, timeout_seconds: 12}}]}]}]}"
+    )
+    world.control.command_ends = CommandState(error="it ended with exit status 1")
+    run = world.perform(world.plan(RunKind.FAILOVER, plan))
+    assert "last seen: db-ok: it ended with exit status 1" in (run.steps[-1].error or "")
+    assert world.events.count("run db-ok") == 3

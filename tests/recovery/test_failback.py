@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from agent.protocol.errors import Conflict
+from agent.protocol.errors import Conflict, RecoveryError
 from agent.protocol.messages import Point
+from recovery.homeward import plan_failback
+from recovery.report import run_to_json
 from recovery.runs import Run, RunState, StepState
 from recovery.sites.contract import InstanceState
-from tests.recovery.world import World, make_point
+from tests.recovery.world import NOW, Repairs, World, make_point
 
 ALL_THE_WAY_HOME = [
     "hand to the instance",
@@ -30,7 +32,21 @@ def test_a_server_goes_home_and_its_failover_has_ended(world: World) -> None:
     server = world.control.server("acme", "web01")
     assert (server.state, server.epoch, server.owner) == ("protected", 3, None)
     pulls = [step.result for step in back.steps if step.action == "await_pull"]
-    assert pulls == [{"point": "p-agent-1", "volumes": 1}, {"point": "p-final-1", "volumes": 1}]
+    assert pulls == [
+        {"point": "p-agent-1", "volumes": 1, "received_bytes": 1000},
+        {"point": "p-final-1", "volumes": 1, "received_bytes": 1000},
+    ]
+    told = run_to_json(back, {}, NOW)
+    assert told["received_bytes"] == 2000
+    assert told["rto_seconds"] is not None
+    assert list(dict.fromkeys(step["stage"] for step in told["steps"])) == [
+        "prepare",
+        "sync while running",
+        "cut over",
+        "boot at home",
+        "resume forward replication",
+        "retire the instance",
+    ]
 
     world.executor.end(back.id)
     assert world.executor.wait(back.id).state is RunState.ENDED
@@ -182,6 +198,7 @@ def test_once_the_machine_at_home_has_booted_a_failback_is_called_off_only_by_fo
     world.control.arrived.add("id-web01")
     with pytest.raises(Conflict, match="web01 has booted at home"):
         world.executor.end(back.id)
+    world.control.add_point("id-web01", "p-home", epoch=3)
     world.executor.resume()
     assert world.executor.wait(back.id).state is RunState.SUCCEEDED
 
@@ -193,3 +210,53 @@ def test_calling_a_failback_off_never_boots_the_old_point_in_place_of_an_instanc
     world.executor.end(back.id)
     assert world.executor.wait(back.id).state is RunState.ENDED
     assert world.site.instances() == []
+
+
+def repaired_failover(world: World) -> tuple[Run, Repairs]:
+    repairs = Repairs(world.events)
+    world.repairer = repairs
+    world.start_service()
+    return world.fail_over(), repairs
+
+
+def test_what_boot_repair_changed_is_taken_back_between_the_shutdown_and_the_last_point(world: World) -> None:
+    failover, _ = repaired_failover(world)
+    world.people_at_home_do_their_part()
+    back = world.perform(world.plan_failback(failover))
+    assert back.state is RunState.SUCCEEDED
+    cut = world.events.index("ask to shut down")
+    assert world.events[cut : cut + 3] == ["ask to shut down", "undo the repair of web01", "capture"]
+    (step,) = [step for step in back.steps if step.action == "undo_repair"]
+    assert (step.args["stage"], step.result) == ("undo boot repair", {"note": "undone"})
+
+
+def test_a_failback_called_off_after_that_repairs_again_before_the_instance_starts(world: World) -> None:
+    repairs = Repairs(world.events)
+    world.repairer = repairs
+    world.start_service()
+    back = interrupted_at(world, "await_home")
+    assert repairs.repaired == set()
+    world.executor.end(back.id)
+    assert world.executor.wait(back.id).state is RunState.ENDED
+    assert world.events[-2:] == ["repair web01", "boot again web01"]
+
+
+def test_an_instance_that_cannot_be_repaired_again_is_started_as_it_is(world: World) -> None:
+    repairs = Repairs(world.events)
+    world.repairer = repairs
+    world.start_service()
+    back = interrupted_at(world, "await_home")
+    repairs.failure = RecoveryError("it cannot be read")
+    world.executor.end(back.id)
+    assert world.executor.wait(back.id).state is RunState.ENDED
+    assert [instance.state for instance in world.site.instances()] == [InstanceState.RUNNING]
+
+
+def test_an_instance_is_kept_for_its_grace_time(world: World) -> None:
+    failover = world.fail_over()
+    world.people_at_home_do_their_part()
+    server = world.control.server("acme", "web01")
+    back = plan_failback(world.store.get(failover.id), server, world.ids, world.clock.now(), grace_seconds=3600)
+    assert world.perform(back).state is RunState.SUCCEEDED
+    grace, retire = world.store.get(back.id).steps[-2:]
+    assert (retire.started_at or 0) - (grace.started_at or 0) >= 3600

@@ -10,9 +10,31 @@ import pytest
 
 import recovery.gates
 from agent.protocol.errors import GateFailed
-from recovery.gates import ConsoleGate, HttpGate, check_gate, gate_from_json, gate_to_json
+from recovery.gates import (
+    CommandGate,
+    ConsoleGate,
+    Gate,
+    GateResult,
+    HeartbeatGate,
+    HttpGate,
+    TcpGate,
+    check_gate,
+    gate_from_json,
+    gate_to_json,
+)
 from recovery.sites.contract import Instance, InstanceState, Site
 from tests.recovery.world import MemorySite
+
+
+class SilentAgent:
+    def heartbeat(self) -> GateResult:
+        return GateResult(False, "no word")
+
+    def command(self, name: str) -> GateResult:
+        return GateResult(False, f"no word of {name}")
+
+
+AGENT = SilentAgent()
 
 
 class Health(http.server.BaseHTTPRequestHandler):
@@ -52,27 +74,27 @@ def site_with(port: int | None, state: InstanceState = InstanceState.RUNNING) ->
 
 def test_an_http_gate_holds_when_status_and_body_are_as_wanted(server_port: int) -> None:
     site = site_with(server_port)
-    assert check_gate(HttpGate(port=8000, path="/health", contains="ok"), site, "i-1").held
-    assert check_gate(HttpGate(port=8000, path="/", status=503), site, "i-1").held
+    assert check_gate(HttpGate(port=8000, path="/health", contains="ok"), site, "i-1", AGENT).held
+    assert check_gate(HttpGate(port=8000, path="/", status=503), site, "i-1", AGENT).held
 
 
 def test_an_http_gate_says_what_it_saw_instead(server_port: int) -> None:
     site = site_with(server_port)
-    assert check_gate(HttpGate(port=8000, path="/x"), site, "i-1").seen.endswith("/x answered 503")
-    seen = check_gate(HttpGate(port=8000, path="/health", contains="ready"), site, "i-1").seen
+    assert check_gate(HttpGate(port=8000, path="/x"), site, "i-1", AGENT).seen.endswith("/x answered 503")
+    seen = check_gate(HttpGate(port=8000, path="/health", contains="ready"), site, "i-1", AGENT).seen
     assert "answered 200 without 'ready'" in seen
 
 
 def test_a_refused_connection_means_not_yet() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        result = check_gate(HttpGate(port=8000), site_with(unused.getsockname()[1]), "i-1")
+        result = check_gate(HttpGate(port=8000), site_with(unused.getsockname()[1]), "i-1", AGENT)
     assert not result.held
     assert "refused" in result.seen
 
 
 def test_a_port_without_an_address_means_not_yet() -> None:
-    assert "no address for guest port 8000" in check_gate(HttpGate(port=8000), site_with(None), "i-1").seen
+    assert "no address for guest port 8000" in check_gate(HttpGate(port=8000), site_with(None), "i-1", AGENT).seen
 
 
 @pytest.fixture
@@ -112,13 +134,13 @@ def test_rubbish_for_an_answer_means_not_yet(
         except OSError:
             return
 
-    assert not check_gate(HttpGate(port=8000), site_with(guest(behave)), "i-1").held
+    assert not check_gate(HttpGate(port=8000), site_with(guest(behave)), "i-1", AGENT).held
 
 
 def test_a_guest_that_dribbles_cannot_hold_the_run_for_ever(
     guest: Callable[[Callable[[socket.socket], None]], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovery.gates, "HTTP_CHECK_SECONDS", 0.3)
+    monkeypatch.setattr(recovery.gates, "CHECK_SECONDS", 0.3)
     cut_off = threading.Event()
 
     def behave(connection: socket.socket) -> None:
@@ -130,29 +152,58 @@ def test_a_guest_that_dribbles_cannot_hold_the_run_for_ever(
         except OSError:
             cut_off.set()
 
-    assert not check_gate(HttpGate(port=8000), site_with(guest(behave)), "i-1").held
+    assert not check_gate(HttpGate(port=8000), site_with(guest(behave)), "i-1", AGENT).held
     assert cut_off.wait(10)
 
 
 def test_a_console_gate_looks_for_its_text() -> None:
     site = site_with(None)
-    assert check_gate(ConsoleGate(text="login:"), site, "i-1").held
-    result = check_gate(ConsoleGate(text="Welcome"), site, "i-1")
+    assert check_gate(ConsoleGate(text="login:"), site, "i-1", AGENT).held
+    result = check_gate(ConsoleGate(text="Welcome"), site, "i-1", AGENT)
     assert not result.held
     assert result.seen == "the console's last line is 'web01 login:'"
 
 
 def test_an_instance_that_is_still_pending_means_not_yet() -> None:
-    assert not check_gate(ConsoleGate(text="login:"), site_with(None, InstanceState.PENDING), "i-1").held
+    assert not check_gate(ConsoleGate(text="login:"), site_with(None, InstanceState.PENDING), "i-1", AGENT).held
 
 
 def test_an_instance_that_died_fails_the_gate_at_once_with_the_end_of_its_console() -> None:
     with pytest.raises(GateFailed) as caught:
-        check_gate(ConsoleGate(text="login:"), site_with(None, InstanceState.STOPPED), "i-1")
+        check_gate(ConsoleGate(text="login:"), site_with(None, InstanceState.STOPPED), "i-1", AGENT)
     assert "i-1 is stopped: QEMU was killed by signal 9" in str(caught.value)
     assert "  | web01 login:" in str(caught.value)
 
 
-@pytest.mark.parametrize("gate", [HttpGate(port=80), HttpGate(port=1, contains="x"), ConsoleGate(text="t")])
-def test_a_gate_survives_json(gate: HttpGate | ConsoleGate) -> None:
+def test_a_tcp_gate_holds_when_somebody_takes_the_connection(server_port: int) -> None:
+    assert check_gate(TcpGate(port=8000), site_with(server_port), "i-1", AGENT).held
+
+
+def test_a_connection_that_is_hung_up_at_once_means_not_yet(
+    guest: Callable[[Callable[[socket.socket], None]], int],
+) -> None:
+    """As a port forwarder does when nobody listens in the guest."""
+    result = check_gate(TcpGate(port=8000), site_with(guest(lambda connection: None)), "i-1", AGENT)
+    assert not result.held
+    assert "hung up at once" in result.seen
+    assert "no address" in check_gate(TcpGate(port=8000), site_with(None), "i-1", AGENT).seen
+
+
+def test_gates_about_the_guests_agent_ask_the_agent() -> None:
+    assert check_gate(HeartbeatGate(), site_with(None), "i-1", AGENT) == GateResult(False, "no word")
+    assert check_gate(CommandGate(name="db-ok"), site_with(None), "i-1", AGENT).seen == "no word of db-ok"
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        HttpGate(port=80),
+        HttpGate(port=1, contains="x"),
+        TcpGate(port=22),
+        ConsoleGate(text="t"),
+        HeartbeatGate(),
+        CommandGate(name="c"),
+    ],
+)
+def test_a_gate_survives_json(gate: Gate) -> None:
     assert gate_from_json(gate_to_json(gate)) == gate

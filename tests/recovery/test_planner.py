@@ -5,56 +5,16 @@ import json
 
 import pytest
 
-from agent.protocol.errors import Conflict, NotFound, RecoveryError, UsageError
-from recovery.checks import ADVISED_BYTES_PER_INSTANCE, Level, Reason, SiteFacts, preflight
-from recovery.planner import choose_point, describe, plan_failback, plan_failover
-from recovery.plans import Group, Plan, PlanServer, default_plan, parse_plan
+from agent.protocol.errors import Conflict, NotFound, RecoveryError
+from recovery.checks import SiteFacts
+from recovery.describe import describe
+from recovery.homeward import plan_failback
+from recovery.planner import plan_failover
+from recovery.plans import Plan, default_plan, parse_plan
 from recovery.runs import Run, RunKind, RunState, StepState
 from tests.recovery.world import NOW, CountingIds, make_point, make_server
 
-POINTS = [
-    make_point("abcd-3", taken_at="2027-01-15T07:00:00+00:00"),
-    make_point("abcd-2", taken_at="2027-01-15T06:00:00+00:00"),
-    make_point("wxyz-1", taken_at="2027-01-15T05:00:00+00:00"),
-]
 FACTS = SiteFacts(name="local", free_bytes=1 << 40, free_memory_mib=8_000)
-
-
-@pytest.mark.parametrize(
-    ("choice", "expected"),
-    [
-        ("latest", "abcd-3"),
-        ("abcd-2", "abcd-2"),
-        ("wxyz", "wxyz-1"),
-        ("2027-01-15T06:30:00Z", "abcd-2"),
-        ("2027-01-15T06:00:00", "abcd-2"),
-        ("2027-01-15T07:59:00+02:00", "wxyz-1"),
-        ("2099-01-01", "abcd-3"),
-    ],
-)
-def test_a_point_is_chosen_by_newest_id_beginning_or_time(choice: str, expected: str) -> None:
-    assert choose_point("web01", POINTS, choice).id == expected
-
-
-@pytest.mark.parametrize(
-    ("choice", "kind", "words"),
-    [
-        ("nonsense", NotFound, "no point 'nonsense' of web01"),
-        ("abc", NotFound, "no point 'abc'"),
-        ("abcd", UsageError, "abcd-3, abcd-2"),
-        ("2027-01-15T04:59:59Z", NotFound, "the oldest is wxyz-1"),
-    ],
-)
-def test_a_point_that_cannot_be_told_is_refused_naming_what_there_is(
-    choice: str, kind: type[Exception], words: str
-) -> None:
-    with pytest.raises(kind, match=words):
-        choose_point("web01", POINTS, choice)
-
-
-def test_a_server_without_points_cannot_be_recovered() -> None:
-    with pytest.raises(NotFound, match="no recovery point of web01"):
-        choose_point("web01", [], "latest")
 
 
 def failover(plan: Plan, kind: RunKind = RunKind.FAILOVER, facts: SiteFacts = FACTS) -> Run:
@@ -130,17 +90,6 @@ def test_a_site_without_space_refuses_before_the_first_step() -> None:
         failover(default_plan("web01"), facts=SiteFacts(name="local", free_bytes=1 << 20))
 
 
-def test_what_only_might_go_wrong_is_told_and_does_not_stop_anybody() -> None:
-    plan = Plan(name="p", groups=(Group(servers=(PlanServer(name="web01", memory_mib=4_096),)),))
-    facts = SiteFacts(name="local", free_bytes=ADVISED_BYTES_PER_INSTANCE - 1, free_memory_mib=512)
-    old = make_point("p", taken_at="2027-01-01T00:00:00+00:00")
-    findings = preflight(plan, {"web01": old}, facts, NOW)
-    assert {finding.reason for finding in findings} == set(Reason)
-    assert {finding.level for finding in findings} == {Level.AMBER}
-    assert failover(plan, facts=facts).steps
-    assert preflight(plan, {"web01": POINTS[0]}, FACTS, NOW) == []
-
-
 def test_the_way_home_is_sync_shut_down_last_delta_handover_boot_retire() -> None:
     run = failover(default_plan("web01"))
     run.state = RunState.SUCCEEDED
@@ -154,6 +103,7 @@ def test_the_way_home_is_sync_shut_down_last_delta_handover_boot_retire() -> Non
         "await_pull",
         "hand_home",
         "await_home",
+        "await_forward",
         "settle",
         "retire",
     ]
@@ -176,3 +126,114 @@ def test_only_a_failover_that_has_come_up_can_be_brought_home() -> None:
     drill = failover(default_plan("web01"), RunKind.DRILL)
     with pytest.raises(Conflict, match="is a drill"):
         plan_failback(drill, make_server(), CountingIds(), NOW)
+
+
+def actions(run: Run) -> list[tuple[str, list[str]]]:
+    """Each step's name, and the names of those it comes after."""
+    return [(step.name, [run.steps[at].name for at in step.after]) for step in run.steps]
+
+
+def test_servers_of_a_group_boot_side_by_side_and_the_next_group_waits_for_all_of_them() -> None:
+    run = failover(
+        parse_plan(
+            "{plan: p, groups: [{servers: [{name: a, gates: [{tcp: {port: 1}}]}, {name: b}]}, {servers: [{name: c}]}]}"
+        ),
+        RunKind.DRILL,
+    )
+    assert actions(run) == [
+        ("launch a", []),
+        ("launch b", []),
+        ("gate a: a connection to port 1", ["launch a"]),
+        ("launch c", ["gate a: a connection to port 1", "launch b"]),
+    ]
+
+
+def test_groups_that_name_what_they_come_after_wait_for_nothing_else() -> None:
+    run = failover(
+        parse_plan(
+            "{plan: p, groups: [{name: web, after: [db, mq], servers: [{name: w}]},"
+            " {name: db, after: [], servers: [{name: d}]}, {name: mq, after: [], servers: [{name: m}]}]}"
+        ),
+        RunKind.DRILL,
+    )
+    assert actions(run) == [("launch d", []), ("launch m", []), ("launch w", ["launch d", "launch m"])]
+
+
+SCRIPTED = """
+plan: p
+on_failure: retry 2
+pre: [{run: [announce]}]
+groups:
+- name: db
+  wait_seconds: 5
+  pre: [{run: [before-db], in_drills: true}]
+  post: [{run: [after-db, now], on_failure: continue}]
+  servers: [{name: d}]
+post: [{run: [switch-dns]}]
+"""
+
+
+def test_scripts_and_waits_are_steps_and_most_scripts_are_not_for_drills() -> None:
+    run = failover(parse_plan(SCRIPTED))
+    assert [step.name for step in run.steps] == [
+        "script announce before the plan",
+        "script before-db before db",
+        "fence d",
+        "launch d",
+        "wait after db",
+        "script after-db after db",
+        "script switch-dns after the plan",
+    ]
+    assert [step.after for step in run.steps] == [[], [0], [1], [2], [3], [4], [5]]
+    assert describe(run.steps[4]) == "let 5 s pass after db"
+    assert "run the script after-db now on the service's machine" in describe(run.steps[5])
+    drill = failover(parse_plan(SCRIPTED), RunKind.DRILL)
+    assert [step.name for step in drill.steps] == ["script before-db before db", "launch d", "wait after db"]
+
+
+def test_a_rule_for_failures_reaches_each_step_but_nothing_boots_beside_an_unfenced_source() -> None:
+    run = failover(parse_plan(SCRIPTED.replace("retry 2", "retry 2, then continue")))
+    rules = {step.action: (step.retries, step.optional) for step in run.steps}
+    assert rules["hand_to_instance"] == (2, False)
+    assert rules["launch"] == (2, True)
+    assert (run.steps[5].retries, run.steps[5].optional) == (0, True), "the script's own rule"
+
+
+def test_boot_repair_comes_between_the_fence_and_the_launch_unless_the_plan_says_no() -> None:
+    plan = parse_plan("{plan: p, groups: [{servers: [{name: a}, {name: b, repair: false}]}]}")
+    facts = SiteFacts(name="local", free_bytes=1 << 40, repairs=True)
+    run = failover(plan, facts=facts)
+    assert actions(run) == [
+        ("fence a", []),
+        ("fence b", []),
+        ("repair a", ["fence a"]),
+        ("launch a", ["repair a"]),
+        ("launch b", ["fence b"]),
+    ]
+    assert run.steps[2].args == run.steps[3].args, "the copy that is repaired is the one that is launched"
+
+
+def test_gates_that_ask_the_guests_agent_are_left_out_of_drills() -> None:
+    plan = parse_plan("{plan: p, groups: [{servers: [{name: a, gates: [{heartbeat: {}}, {command: {name: ok}}]}]}]}")
+    assert [step.action for step in failover(plan, RunKind.DRILL).steps] == ["launch"]
+    assert [step.action for step in failover(plan).steps] == ["hand_to_instance", "launch", "gate", "gate"]
+
+
+def test_the_launch_has_the_plans_network_and_address_for_its_mode() -> None:
+    plan = parse_plan(
+        "{plan: p, networks: {failover: net-1}, groups: [{servers: [{name: a, address: {failover: 10.0.0.7/24}}]}]}"
+    )
+    args = failover(plan).launches()[0].args
+    assert (args["network"], args["network_name"], args["address"]) == ("real", "net-1", "10.0.0.7/24")
+    args = failover(plan, RunKind.DRILL).launches()[0].args
+    assert (args["network"], args["network_name"], args["address"]) == ("isolated", None, None)
+
+
+def test_a_run_may_have_two_hundred_servers() -> None:
+    groups = [
+        {"servers": [{"name": f"s{group}-{n}", "gates": [{"tcp": {"port": 22}}]} for n in range(50)]}
+        for group in range(4)
+    ]
+    run = failover(parse_plan(json.dumps({"plan": "large", "groups": groups})))
+    assert len(run.steps) == 600
+    assert all(earlier < position for position, step in enumerate(run.steps) for earlier in step.after)

@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.protocol.errors import UsageError
-from recovery.gates import ConsoleGate, HttpGate
-from recovery.plans import Group, Plan, PlanServer, default_plan, dump_plan, parse_plan
+from recovery.gates import CommandGate, ConsoleGate, HeartbeatGate, HttpGate, TcpGate
+from recovery.plans import (
+    Caps,
+    FailureRule,
+    Group,
+    Plan,
+    PlanServer,
+    Script,
+    default_plan,
+    dump_plan,
+    parse_plan,
+)
 
 WEB01 = """\
 plan: web01
@@ -44,8 +56,37 @@ def test_a_server_without_a_plan_waits_for_its_login_prompt() -> None:
     assert server.gates == (ConsoleGate(text="login:", timeout_seconds=300.0),)
 
 
+def test_all_that_a_plan_may_say_is_read() -> None:
+    text = Path("docs/plans.md").read_text().split("```yaml\n")[1].split("```")[0]
+    plan = parse_plan(text, "docs/plans.md")
+    assert plan.name == "shop"
+    assert plan.on_failure == FailureRule(2)
+    assert plan.caps == Caps(instances=10, price_per_hour=5.0)
+    databases, queue, web = plan.groups
+    assert (databases.wait_seconds, queue.after, web.after) == (10.0, (), ("databases", "queue"))
+    assert {type(gate) for server in plan.servers for gate in server.gates} == {
+        HttpGate, TcpGate, ConsoleGate, HeartbeatGate, CommandGate
+    }  # fmt: skip
+    assert plan.servers[0].addresses == {"drill": "dhcp", "failover": "same"}
+    assert parse_plan(dump_plan(plan)) == plan
+
+
+@pytest.mark.parametrize("text", ["stop", "continue", "retry 3", "retry 100, then continue"])
+def test_a_rule_for_failures_is_written_as_it_is_read(text: str) -> None:
+    rule = FailureRule.parse(text)
+    assert rule is not None
+    assert FailureRule.parse(str(rule)) == rule
+
+
+@pytest.mark.parametrize("text", ["retry", "retry 101", "retry -1", "ask", "retry 2 then continue", ""])
+def test_what_is_no_rule_for_failures_is_none(text: str) -> None:
+    assert FailureRule.parse(text) is None
+
+
 names = st.text(st.characters(categories=["L", "N"], include_characters=" .-_"), min_size=1, max_size=20)
+programs = st.from_regex(r"[a-z][a-z.-]{0,10}", fullmatch=True)
 seconds = st.floats(0.5, 86_400)
+rules = st.none() | st.builds(FailureRule, st.integers(0, 100), st.booleans())
 gates = st.one_of(
     st.builds(ConsoleGate, text=names, timeout_seconds=seconds),
     st.builds(
@@ -56,25 +97,71 @@ gates = st.one_of(
         contains=st.none() | names,
         timeout_seconds=seconds,
     ),
+    st.builds(TcpGate, port=st.integers(1, 65_535), timeout_seconds=seconds),
+    st.builds(HeartbeatGate, timeout_seconds=seconds),
+    st.builds(CommandGate, name=programs, timeout_seconds=seconds),
 )
+scripts = st.lists(
+    st.builds(
+        Script,
+        argv=st.tuples(programs, names),
+        in_drills=st.booleans(),
+        timeout_seconds=seconds,
+        on_failure=rules,
+    ),
+    max_size=2,
+).map(tuple)
 servers = st.builds(
     PlanServer,
     name=names,
-    cpus=st.integers(1, 64),
-    memory_mib=st.integers(64, 9_999),
+    cpus=st.none() | st.integers(1, 64),
+    memory_mib=st.none() | st.integers(64, 9_999),
     ports=st.dictionaries(st.integers(1, 65_535), st.just(0), max_size=3),
+    addresses=st.dictionaries(st.sampled_from(["drill", "failover"]), st.sampled_from(["dhcp", "same"])),
     gates=st.lists(gates, max_size=3).map(tuple),
-)
-some_groups = st.lists(servers, min_size=1, max_size=6, unique_by=lambda server: server.name).flatmap(
-    lambda all_servers: st.integers(1, len(all_servers)).map(
-        lambda cut: tuple(Group(servers=tuple(part)) for part in (all_servers[:cut], all_servers[cut:]) if part)
-    )
+    repair=st.booleans(),
+    on_failure=rules,
 )
 
 
-@given(some_groups)
-def test_every_plan_is_read_back_as_it_was_written(groups: tuple[Group, ...]) -> None:
-    plan = Plan(name="a.plan-1", groups=groups)
+@st.composite
+def group_lists(draw: st.DrawFn) -> tuple[Group, ...]:
+    groups: list[Group] = []
+    found = draw(st.lists(servers, min_size=1, max_size=6, unique_by=lambda server: server.name))
+    for number, server in enumerate(found):
+        earlier = [group.name for group in groups if group.name is not None]
+        after = draw(st.none() | st.lists(st.sampled_from(earlier), unique=True).map(tuple)) if earlier else None
+        groups.append(
+            Group(
+                servers=(server,),
+                name=draw(st.sampled_from([None, f"g{number}"])),
+                after=after,
+                wait_seconds=draw(st.just(0.0) | seconds),
+                pre=draw(scripts),
+                post=draw(scripts),
+            )
+        )
+    return tuple(groups)
+
+
+plans = st.builds(
+    Plan,
+    name=st.just("a.plan-1"),
+    groups=group_lists(),
+    point=st.sampled_from(["latest", "latest-bootable", "2026-01-31T14:30:00Z"]),
+    one_instant_seconds=st.none() | seconds,
+    rpo_seconds=st.none() | seconds,
+    on_failure=rules.map(lambda rule: rule or FailureRule()),
+    networks=st.dictionaries(st.sampled_from(["drill", "failover"]), names),
+    caps=st.builds(Caps, instances=st.none() | st.integers(1, 99), price_per_hour=st.none() | st.floats(0.5, 1e6)),
+    pre=scripts,
+    post=scripts,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans)
+def test_every_plan_is_read_back_as_it_was_written(plan: Plan) -> None:
     assert parse_plan(dump_plan(plan)) == plan
 
 
@@ -109,6 +196,32 @@ SERVER = "plan: p\ngroups:\n- servers:\n  - name: a\n"
         (SERVER + "    ports: [80]", 5, "should be fields"),
         (SERVER + "    ports: {80: 99999}", 5, "out of range"),
         (SERVER + "    ports: {80: 8080, 81: 8080}", 5, "used twice"),
+        (SERVER + "    size: large\n    cpus: 2", 5, "says the same as cpus"),
+        (SERVER + "    address: 10.0.0.7", 5, "has no prefix length"),
+        (SERVER + "    address: home", 5, "'home' is no address"),
+        (
+            SERVER + "    address: 10.0.0.7/24\n  - name: b\n    address: {drill: 10.0.0.7/16}",
+            7,
+            "10.0.0.7 is used twice",
+        ),
+        (SERVER + "    repair: 7", 5, "should be yes or no"),
+        (SERVER + "    on_failure: panic", 5, "'panic' is no rule"),
+        (SERVER + "on_failure: retry 1000", 5, "is no rule"),
+        (SERVER + "point: yesterday", 5, "says no point"),
+        (SERVER + "caps: {instances: 0}", 5, "out of range"),
+        (SERVER + "networks: {clone: x}", 5, "no field 'clone'"),
+        (SERVER + "pre:\n- run: [../../bin/sh]", 6, "is no program's name"),
+        (SERVER + "pre:\n- run: sh", 6, "should be a list"),
+        (SERVER + "- after: [b]\n  servers:\n  - name: c", 5, "no group 'b' to come after"),
+        (
+            "plan: p\ngroups:\n- {name: a, after: [b], servers: [{name: x}]}\n"
+            "- {name: b, after: [a], servers: [{name: y}]}",
+            3,
+            "wait for each other, so none could ever begin: a, b",
+        ),
+        ("plan: p\ngroups:\n- {name: a, after: [a], servers: [{name: x}]}", 3, "wait for each other"),
+        (SERVER + "    gates:\n    - command: {name: /bin/sh}", 6, "no command's name"),
+        (SERVER + "    gates:\n    - tcp: {}", 6, "'port' is missing"),
         (SERVER + "    gates:\n    - ping: {}", 6, "no field 'ping'"),
         (SERVER + "    gates:\n    - {}", 6, "a gate is one of"),
         (SERVER + "    gates:\n    - http: {path: /}", 6, "'port' is missing"),

@@ -4,7 +4,7 @@ import json
 
 from recovery.report import run_to_json
 from recovery.runs import RunKind
-from tests.recovery.world import World
+from tests.recovery.world import NOW, World
 
 
 def test_a_run_is_told_with_its_steps_its_rto_and_its_instances(world: World) -> None:
@@ -15,11 +15,11 @@ def test_a_run_is_told_with_its_steps_its_rto_and_its_instances(world: World) ->
 
     world.clock.on_wait = come_up
     run = world.plan(RunKind.DRILL)
-    before = run_to_json(run, {})
+    before = run_to_json(run, {}, NOW)
     assert (before["state"], before["rto_seconds"], before["instances"][0]["state"]) == ("running", None, "pending")
 
     run = world.perform(run)
-    document = run_to_json(run, world.site.instances_by_id)
+    document = run_to_json(run, world.site.instances_by_id, NOW)
     assert json.loads(json.dumps(document)) == document
     assert (document["kind"], document["plan"], document["state"]) == ("drill", "web01", "succeeded")
     assert document["rto_seconds"] == 0.3
@@ -29,10 +29,10 @@ def test_a_run_is_told_with_its_steps_its_rto_and_its_instances(world: World) ->
 
 def test_what_the_site_does_not_know_any_more_is_gone(world: World) -> None:
     run = world.perform(world.plan(RunKind.DRILL))
-    assert run_to_json(run, {})["instances"][0]["state"] == "gone"
+    assert run_to_json(run, {}, NOW)["instances"][0]["state"] == "gone"
 
 
 def test_a_run_that_failed_has_no_rto(world: World) -> None:
     world.site.console_text = ""
     run = world.perform(world.plan(RunKind.DRILL))
-    assert run_to_json(run, world.site.instances_by_id)["rto_seconds"] is None
+    assert run_to_json(run, world.site.instances_by_id, NOW)["rto_seconds"] is None

@@ -6,21 +6,26 @@ All effects are counted, so that "done once" can be told from "asked twice". `Wo
 from __future__ import annotations
 
 import copy
+import io
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
-from agent.protocol.errors import Conflict, NotFound
+from agent.protocol.errors import Conflict, NotFound, UnderstudyError
 from agent.protocol.messages import Point, PointVolume
+from recovery.actions import Repairer, RepairJob
 from recovery.checks import SiteFacts
 from recovery.control import CommandState, Server
+from recovery.drills.witness import Witness
 from recovery.executor import Executor
-from recovery.planner import plan_failback, plan_failover
+from recovery.homeward import plan_failback
+from recovery.planner import Order, plan_failover
 from recovery.plans import Plan, default_plan
 from recovery.runs import Run, RunKind, RunState, Step, StepState
-from recovery.sites.contract import Instance, InstanceSpec, InstanceState, Site
+from recovery.scripts import Scripts
+from recovery.sites.contract import Capacity, Instance, InstanceSpec, InstanceState, Price, Site, VolumeKey
 
 NOW = 1_800_000_000.0
 
@@ -107,11 +112,23 @@ class MemoryStore:
     def unfinished(self) -> list[Run]:
         return [run for run in reversed(self.runs()) if run.state in (RunState.RUNNING, RunState.ENDING)]
 
+    def live_drills(self) -> list[Run]:
+        return [run for run in self.runs()[::-1] if run.kind is RunKind.DRILL and run.state is not RunState.ENDED]
+
     def save_step(self, run_id: str, position: int, step: Step) -> None:
+        self.save_steps(run_id, {position: step})
+
+    def save_steps(self, run_id: str, steps: Mapping[int, Step]) -> None:
         self.before_save()
         row = self.rows[run_id]
-        row["steps"][position] = json.loads(json.dumps(asdict(step)))
+        for position, step in steps.items():
+            row["steps"][position] = json.loads(json.dumps(asdict(step)))
         row["version"] += 1
+        self.after_save()
+
+    def save_committed(self, run_id: str, at: float) -> None:
+        self.before_save()
+        self.rows[run_id] |= {"committed_at": at}
         self.after_save()
 
     def save_state(self, run_id: str, state: RunState, ended_at: float | None) -> None:
@@ -132,22 +149,36 @@ class MemorySite:
     stubborn: int = 0
     before: Callable[[str], None] = lambda what: None
     on_console: Callable[[], None] = lambda: None
+    per_hour: float | None = None
+
+    def capacity(self) -> Capacity:
+        return Capacity(free_bytes=1 << 40)
+
+    def price(self, spec: InstanceSpec) -> Price:
+        return Price(memory_mib=spec.memory_mib, cpus=spec.cpus, per_hour=self.per_hour)
+
+    def objections(self, spec: InstanceSpec) -> list[str]:
+        return []
+
+    def make_instance(self, spec: InstanceSpec) -> Instance:
+        self.before("make")
+        if spec.instance_id not in self.instances_by_id:
+            self.events.append(f"copy {spec.server_name}")
+            self.specs[spec.instance_id] = spec
+            self.instances_by_id[spec.instance_id] = _instance(spec, InstanceState.PENDING)
+        return self.instances_by_id[spec.instance_id]
+
+    def instance_volume_location(self, instance_id: str, index: int) -> str:
+        return f"{instance_id}/{index}"
 
     def launch(self, spec: InstanceSpec) -> Instance:
         self.before("launch")
         known = self.instances_by_id.get(spec.instance_id)
-        if known is None or known.state is InstanceState.STOPPED:
-            self.events.append(f"{'boot' if known is None else 'boot again'} {spec.server_name}")
+        if known is None or known.state is not InstanceState.RUNNING:
+            again = known is not None and known.state is InstanceState.STOPPED
+            self.events.append(f"{'boot again' if again else 'boot'} {spec.server_name}")
             self.specs[spec.instance_id] = spec
-            self.instances_by_id[spec.instance_id] = Instance(
-                instance_id=spec.instance_id,
-                run_id=spec.run_id,
-                server_id=spec.server_id,
-                state=InstanceState.RUNNING,
-                machine_id=spec.machine_id,
-                addresses={guest: ("127.0.0.1", site or 40_000 + guest) for guest, site in spec.ports.items()},
-                network=spec.network,
-            )
+            self.instances_by_id[spec.instance_id] = _instance(spec, InstanceState.RUNNING)
         return self.instances_by_id[spec.instance_id]
 
     def watch(self, instance_id: str) -> Instance:
@@ -160,6 +191,17 @@ class MemorySite:
     def console(self, instance_id: str, last_bytes: int = 65_536) -> str:
         self.on_console()
         return self.console_text[-last_bytes:]
+
+    def screenshot(self, instance_id: str) -> bytes:
+        if self.watch(instance_id).state is not InstanceState.RUNNING:
+            raise Conflict(f"instance {instance_id} does not run")
+        return b"\x89PNG of " + instance_id.encode()
+
+    def snapshot_location(self, key: VolumeKey, point_id: str) -> str:
+        return f"{key.server_id}/{key.index}/{point_id}"
+
+    def open_snapshot(self, key: VolumeKey, point_id: str) -> io.BytesIO:
+        return io.BytesIO()
 
     def stop(self, instance_id: str) -> None:
         self.before("stop")
@@ -179,6 +221,18 @@ class MemorySite:
         return list(self.instances_by_id.values())
 
 
+def _instance(spec: InstanceSpec, state: InstanceState) -> Instance:
+    return Instance(
+        instance_id=spec.instance_id,
+        run_id=spec.run_id,
+        server_id=spec.server_id,
+        state=state,
+        machine_id=spec.machine_id,
+        addresses={guest: ("127.0.0.1", site or 40_000 + guest) for guest, site in spec.ports.items()},
+        network=spec.network,
+    )
+
+
 class MemoryControl:
     """One tenant. Calls repeated for the same run and server are found again, as the contract asks."""
 
@@ -195,6 +249,7 @@ class MemoryControl:
         self.arrived: set[str] = set()
         self.audits: list[str] = []
         self.agent_answers = True
+        self.command_ends = CommandState(output="fine")
         self.before: Callable[[str], None] = lambda what: None
 
     def server(self, tenant: str, name: str) -> Server:
@@ -210,8 +265,8 @@ class MemoryControl:
     def points(self, server_id: str) -> list[Point]:
         return list(self.points_by_server[server_id])
 
-    def add_point(self, server_id: str, point_id: str) -> str:
-        self.points_by_server[server_id].insert(0, make_point(point_id))
+    def add_point(self, server_id: str, point_id: str, epoch: int = 1) -> str:
+        self.points_by_server[server_id].insert(0, replace(make_point(point_id), epoch=epoch))
         return point_id
 
     def _hand(self, what: str, server_id: str, run_id: str, state: str, owner: str | None) -> int:
@@ -223,11 +278,37 @@ class MemoryControl:
             self.events.append(what)
         return self.handovers[key]
 
-    def hand_to_instance(self, server_id: str, machine_id: str, run_id: str) -> int:
+    def hand_to_instance(self, server_id: str, machine_id: str, run_id: str, epoch: int | None = None) -> int:
+        now = next(server for server in self.servers.values() if server.id == server_id)
+        if epoch not in (None, now.epoch) and ("hand to the instance", server_id, run_id) not in self.handovers:
+            raise Conflict(f"{now.name} has changed hands since")
         return self._hand("hand to the instance", server_id, run_id, "failed_over", machine_id)
 
     def hand_home(self, server_id: str, instance_machine_id: str, run_id: str) -> int:
         return self._hand("hand home", server_id, run_id, "failing_back", None)
+
+    def give_back(self, server_id: str, instance_machine_id: str, run_id: str) -> int:
+        if not any(server.owner == instance_machine_id for server in self.servers.values()):
+            return 0
+        return self._hand("give back", server_id, run_id, "protected", "home")
+
+    def retire_source(self, server_id: str, instance_machine_id: str, run_id: str) -> None:
+        self.before("retire the source")
+        if self._change(server_id).state != "protected":
+            self._change(server_id, state="protected")
+            self.events.append("retire the source")
+
+    def request_fence(self, server_id: str, request_id: str) -> None:
+        self._request("fence", request_id)
+
+    def release(self, server_id: str, request_id: str) -> None:
+        self._request("release", request_id)
+
+    def _request(self, what: str, request_id: str) -> None:
+        self.before(what)
+        if request_id not in self.requests:
+            self.events.append(what)
+            self.requests[request_id] = self.command_ends
 
     def home_arrived(self, server_id: str, run_id: str) -> bool:
         return server_id in self.arrived
@@ -248,6 +329,12 @@ class MemoryControl:
                     point=self.add_point(server_id, f"p-agent-{len(self.requests)}")
                 )
 
+    def request_command(self, server_id: str, name: str, request_id: str) -> None:
+        self.before("request a command")
+        if request_id not in self.requests:
+            self.events.append(f"run {name}")
+            self.requests[request_id] = self.command_ends
+
     def request_state(self, request_id: str) -> CommandState:
         return self.requests[request_id]
 
@@ -261,8 +348,37 @@ class MemoryControl:
     def pulled_volumes(self, point_id: str) -> set[int]:
         return self.pulled.get(point_id, set())
 
+    def pulled_bytes(self, point_id: str) -> int:
+        return 1000 * len(self.pulled_volumes(point_id))
+
     def audit(self, tenant: str, action: str, detail: str) -> None:
         self.audits.append(f"{action}: {detail}")
+
+
+class Repairs:
+    """recovery.actions.Repairer that only says what it is asked. `changes`: what each repair would change."""
+
+    def __init__(self, events: list[str], changes: int = 2) -> None:
+        self.events = events
+        self.changes = changes
+        self.repaired: set[str] = set()
+        self.before: Callable[[str], None] = lambda what: None
+        self.failure: UnderstudyError | None = None
+
+    def __call__(self, job: RepairJob) -> dict[str, Any]:
+        self.before("repair")
+        if self.failure is not None:
+            raise self.failure
+        self.events.append(f"repair {job.server}")
+        self.repaired.add(job.instance_id)
+        return {"changes": self.changes}
+
+    def undo(self, job: RepairJob) -> dict[str, Any]:
+        self.before("undo the repair")
+        if job.instance_id in self.repaired:
+            self.repaired.remove(job.instance_id)
+            self.events.append(f"undo the repair of {job.server}")
+        return {"note": "undone"}
 
 
 class CountingIds:
@@ -294,18 +410,25 @@ class World:
         self.control = MemoryControl(self.events, *self.names)
         self.clock = FakeClock()
         self.ids = CountingIds()
+        self.scripts: Scripts | None = None
+        self.repairer: Repairer | None = None
+        self.witness: Witness | None = None
         self.executor = self.start_service()
 
     def start_service(self) -> Executor:
-        self.executor = Executor(self.store, cast("Site", self.site), self.control, self.clock)
+        self.executor = Executor(
+            self.store, cast("Site", self.site), self.control, self.clock, self.scripts, self.repairer, self.witness
+        )
         return self.executor
 
-    def plan(self, kind: RunKind, plan: Plan | None = None) -> Run:
+    def plan(self, kind: RunKind, plan: Plan | None = None, order: Order | None = None) -> Run:
         servers = self.control.servers
         points = {name: self.control.points(server.id) for name, server in servers.items()}
-        facts = SiteFacts(name="memory", free_bytes=1 << 40)
+        facts = SiteFacts(
+            name="memory", free_bytes=1 << 40, repairs=self.repairer is not None, witnesses=self.witness is not None
+        )
         wanted = plan or default_plan(self.names[0])
-        return plan_failover(wanted, kind, servers, points, "latest", facts, self.ids, self.clock.now())
+        return plan_failover(wanted, kind, servers, points, None, facts, self.ids, self.clock.now(), order)
 
     def perform(self, run: Run) -> Run:
         self.executor.start(run)
@@ -325,7 +448,8 @@ class World:
             for server in self.control.servers.values():
                 newest = self.control.points(server.id)[0]
                 self.control.pulled[newest.id] = set(range(len(newest.volumes)))
-                if server.state == "failing_back":
+                if server.state == "failing_back" and server.id not in self.control.arrived:
                     self.control.arrived.add(server.id)
+                    self.control.add_point(server.id, f"p-home-{server.epoch}", server.epoch)
 
         self.clock.on_wait = at_home

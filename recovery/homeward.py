@@ -1,0 +1,96 @@
+"""From a failover to the steps of its failback. Pure."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from agent.protocol.errors import Conflict, NotFound
+from recovery.control import Server
+from recovery.planner import Ids, who
+from recovery.readiness import repair_of
+from recovery.runs import Run, RunKind, RunState, Step, StepState, chained
+
+TAKE_POINT_SECONDS = 900.0
+AGENT_SILENT_SECONDS = 60.0
+SHUT_DOWN_SECONDS = 180.0
+
+
+class Stage(enum.StrEnum):
+    """Where a failback is, in an operator's words."""
+
+    PREPARE = "prepare"
+    SYNC = "sync while running"
+    CUT_OVER = "cut over"
+    UNDO_REPAIR = "undo boot repair"
+    BOOT_AT_HOME = "boot at home"
+    RESUME = "resume forward replication"
+    RETIRE = "retire the instance"
+
+
+def plan_failback(failover_run: Run, server: Server, ids: Ids, now: float, grace_seconds: float = 0.0) -> Run:
+    """The way home of one server that `failover_run` booted; its instance is kept for `grace_seconds` after that.
+
+    Raises Conflict or NotFound."""
+    if failover_run.kind is not RunKind.FAILOVER:
+        raise Conflict(f"{failover_run.id} is a {failover_run.kind}, and only a failover can be brought home")
+    if failover_run.state not in (RunState.SUCCEEDED, RunState.FAILED):
+        raise Conflict(
+            f"{failover_run.id} is {failover_run.state}", "a failover can be brought home once it has come up"
+        )
+    launches = [step for step in failover_run.launches() if step.args["server_id"] == server.id]
+    if not launches:
+        raise NotFound(f"{failover_run.id} did not boot {server.name}")
+    launch = launches[0]
+    if launch.state is not StepState.DONE:
+        hint = f"try that again: understudy retry {failover_run.id}; or give it up: understudy end {failover_run.id}"
+        raise Conflict(f"{failover_run.id} never got {server.name} to boot", hint)
+
+    run_id = ids.run(RunKind.FAILBACK)
+    steps = _steps(run_id, failover_run, launch, server.name, grace_seconds)
+    return Run(
+        id=run_id,
+        tenant=failover_run.tenant,
+        kind=RunKind.FAILBACK,
+        plan=failover_run.plan,
+        steps=chained(steps),
+        created_at=now,
+        failover_run=failover_run.id,
+    )
+
+
+def _steps(run_id: str, failover_run: Run, launch: Step, name: str, grace_seconds: float) -> list[Step]:
+    about = who(launch)
+
+    def step(stage: Stage, title: str, action: str, **more: Any) -> Step:
+        return Step(name=title.format(name), action=action, args={**about, "stage": stage.value, **more})
+
+    steps = [
+        step(
+            Stage.PREPARE,
+            "take a point of {}",
+            "take_point",
+            label=f"{run_id}: before the shutdown",
+            limit_seconds=TAKE_POINT_SECONDS,
+            silent_seconds=AGENT_SILENT_SECONDS,
+        ),
+        step(Stage.SYNC, "copy {} home while it runs", "await_pull"),
+        # `launch` is what is booted again if the failback is called off
+        step(Stage.CUT_OVER, "shut down {}", "shut_down", limit_seconds=SHUT_DOWN_SECONDS, launch=launch.args),
+    ]
+    repair = repair_of(failover_run, launch.args["instance_id"])
+    if repair is not None and repair.state is not StepState.PENDING and not repair.args.get("skip"):
+        undo = {"launch": launch.args, "repaired_by": failover_run.id}
+        steps.append(step(Stage.UNDO_REPAIR, "undo the boot repair of {}", "undo_repair", **undo))
+    steps += [
+        step(Stage.CUT_OVER, "take the last point of {}", "capture", label=f"{run_id}: final"),
+        step(Stage.CUT_OVER, "copy the last changes of {} home", "await_pull"),
+        step(Stage.CUT_OVER, "hand {} home", "hand_home"),
+        step(Stage.BOOT_AT_HOME, "boot {} at home", "await_home"),
+        step(Stage.RESUME, "first point of {} from home", "await_forward"),
+        step(Stage.RESUME, "settle {}", "settle"),
+    ]
+    if grace_seconds:
+        grace = {"seconds": grace_seconds, "group": f"{name} is at home, with its instance kept"}
+        steps.append(step(Stage.RETIRE, "grace time of {}", "wait", **grace))
+    return [*steps, step(Stage.RETIRE, "retire the instance of {}", "retire")]
