@@ -1,0 +1,67 @@
+"""Boot repair as a step of a run: where its records are kept, and what the step says of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent.protocol.errors import RecoveryError
+from recovery.actions.context import RepairJob
+from recovery.repair.record import RepairRecord, UndoReport, load
+from recovery.repair.repair import repair, undo
+from recovery.repair.target import Bus, Firmware, Target
+from recovery.sites.local.durable import check_name, storage_errors
+
+DIFF = "repair.diff"
+
+
+class BootRepair:
+    """recovery.actions.Repairer of a site whose instances' volumes are qcow2 files on this machine.
+
+    Records lie in `folder`/RUN/SERVER: repair.json with all that `undo` needs, repair.diff for people. `accel` gives
+    kvm or tcg when a worker starts."""
+
+    def __init__(self, folder: Path, accel: Callable[[], str], bus: Bus = Bus.VIRTIO) -> None:
+        self._folder = folder
+        self._accel = accel
+        self._bus = bus
+
+    def __call__(self, job: RepairJob) -> dict[str, Any]:
+        folder = self.folder(job.run_id, job.server_id)
+        with storage_errors(f"begin the boot repair of {job.server} anew"):
+            # the volumes are as they were made: a record of changes to their predecessors tells nothing of them
+            shutil.rmtree(folder, ignore_errors=True)
+        target = Target(bus=self._bus, firmware=Firmware.UEFI if job.uefi else Firmware.BIOS)
+        record = repair([Path(volume) for volume in job.volumes], target, folder, accel=self._accel())
+        with storage_errors(f"keep {folder / DIFF}"):
+            (folder / DIFF).write_text(record.diff(), errors="surrogateescape")
+        if record.unrepaired:
+            first = record.unrepaired[0]
+            raise RecoveryError(f"{job.server} ({record.system}): {first.what}", first.way_out)
+        return {"note": _note(record), "system": record.system, "changes": len(record.changes), "record": str(folder)}
+
+    def undo(self, job: RepairJob) -> dict[str, Any]:
+        """For a failback, after the instance has stopped and before its last point."""
+        folder = self.folder(job.run_id, job.server_id)
+        report = undo([Path(volume) for volume in job.volumes], folder, accel=self._accel())
+        return {"note": _undo_note(report), "undone": report.undone, "left": report.left}
+
+    def record(self, run_id: str, server_id: str) -> RepairRecord | None:
+        return load(self.folder(run_id, server_id))
+
+    def folder(self, run_id: str, server_id: str) -> Path:
+        return self._folder / check_name(run_id, "a run") / check_name(server_id, "a server")
+
+
+def _undo_note(report: UndoReport) -> str:
+    note = f"{len(report.undone)} changes of the boot repair were taken back"
+    return f"{note}; left as they are: {'; '.join(report.left)}" if report.left else note
+
+
+def _note(record: RepairRecord) -> str:
+    if not record.changes:
+        return f"{record.system} is ready as it is"
+    names = ", ".join(dict.fromkeys(finding.what for finding in record.findings if finding.repaired))
+    return f"{record.system}: repaired, because {names}"

@@ -1,0 +1,133 @@
+"""All of a Windows replica's boot repair: what it needs is drafted first, then written hive by hive, and can be undone.
+
+findings, keys = draft_repair(draft, files, target)     nothing is changed yet
+write_keys(files, keys)                                 each hive read, replayed, edited, compared, written, read
+undo_keys(files, keys)                                  what was not changed since goes back to what it was
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from agent.protocol.errors import RecoveryError
+from recovery.repair.draft import Draft
+from recovery.repair.files import GuestFiles
+from recovery.repair.record import Finding, KeyChange
+from recovery.repair.target import Target
+from recovery.repair.windows import bcd, drivers, firmware, firstboot
+from recovery.repair.windows.edit import apply
+from recovery.repair.windows.guest import SYSTEM_HIVE, WindowsFiles, find, is_program, read_hive, refuse_hibernated
+from recovery.repair.windows.hive import Hive
+from recovery.repair.windows.hivedraft import HiveDraft
+from recovery.repair.windows.hivedraft import undo as draft_undo
+
+_DRIVERS = "/Windows/System32/drivers"
+
+
+def is_windows(files: GuestFiles) -> bool:
+    """Is the tree's root a Windows system volume?"""
+    return find(files, SYSTEM_HIVE) is not None
+
+
+def draft_repair(
+    draft: Draft,
+    files: WindowsFiles,
+    target: Target,
+    *,
+    places: bcd.Places | None = None,
+    data_volumes: bool = False,
+    supplied: Mapping[str, bytes] | None = None,
+    job: firstboot.Job | None = None,
+) -> tuple[tuple[Finding, ...], tuple[KeyChange, ...]]:
+    """Look at everything, draft what mends it; the changes of keys are returned, those of files are in the draft.
+
+    `places`: where the boot configuration must point to, where known. `data_volumes`: there are disks beside the first.
+    `supplied`: driver files that the operator has for guests without one, by service ("viostor").
+    Raises RecoveryError for a replica that cannot be repaired (hibernated, a damaged hive, a dirty one without its
+    logs), UsageError for a `job` that makes no sense."""
+    refuse_hibernated(files)
+    draft_of_system = _open(files, SYSTEM_HIVE)
+    if draft_of_system is None:
+        raise RecoveryError(f"there is no Windows on the replica: it has no {SYSTEM_HIVE}")
+    if not drivers.control_sets(draft_of_system):
+        raise RecoveryError("the registry hive SYSTEM names no control set to boot with", "take another recovery point")
+    findings: list[Finding] = []
+    added = _supply(draft, files, target, supplied or {})
+    findings += drivers.repair(
+        draft_of_system, target.bus, lambda name: f"/windows/{name.lower()}" in added or _has(files, name)
+    )
+    if data_volumes:
+        findings += drivers.repair_data_disks(draft_of_system)
+    findings += firmware.repair(draft, files, target.firmware)
+    store = next((found for path in bcd.STORES if (found := _open(files, path))), None)
+    if store is None:
+        findings.append(Finding("stop", "there is no boot configuration (BCD)", "bcdboot C:\\Windows, and a new point"))
+    else:
+        findings += bcd.repair(store, places)
+    findings += firstboot.repair(draft, files, job)
+    return tuple(findings), (*draft_of_system.changes, *(store.changes if store else ()))
+
+
+def write_keys(files: GuestFiles, changes: Sequence[KeyChange]) -> None:
+    """Make the changes, which `draft_repair` found for just these files. Raises RecoveryError; a hive that cannot be
+    changed as asked stays as it is."""
+    for path in dict.fromkeys(change.hive for change in changes):
+        mine = [change for change in changes if change.hive == path]
+        _write(files, path, apply(_present(files, path), mine))
+
+
+def undo_keys(files: GuestFiles, changes: Sequence[KeyChange]) -> tuple[list[str], list[str]]:
+    """Take the changes back; (what was undone, what somebody else changed since and so was left as it is).
+
+    The hives may have lived on. May be repeated. Raises RecoveryError."""
+    undone: list[str] = []
+    left: list[str] = []
+    for path in dict.fromkeys(change.hive for change in reversed(changes)):
+        draft = HiveDraft(path, _present(files, path))
+        done, kept = draft_undo(draft, [change for change in changes if change.hive == path])
+        if draft.changes:
+            _write(files, path, draft.result())
+        undone += done
+        left += kept
+    return undone, left
+
+
+def _open(files: GuestFiles, path: str) -> HiveDraft | None:
+    found = find(files, path)
+    hive = read_hive(files, found) if found else None
+    return HiveDraft(found, hive) if found and hive else None
+
+
+def _present(files: GuestFiles, path: str) -> Hive:
+    hive = read_hive(files, path)
+    if hive is None:
+        raise RecoveryError(f"{path} is gone from the replica", "take another recovery point")
+    return hive
+
+
+def _write(files: GuestFiles, path: str, hive: Hive) -> None:
+    files.write(path, hive.content)
+    if files.read(path) != hive.content:
+        raise RecoveryError(
+            f"{path} does not read as it was written", "the replica's disk may be full; take another point"
+        )
+
+
+def _has(files: GuestFiles, name: str) -> bool:
+    return find(files, f"/Windows/{name}") is not None
+
+
+def _supply(draft: Draft, files: WindowsFiles, target: Target, supplied: Mapping[str, bytes]) -> set[str]:
+    """Draft the operator's driver for this bus, where the guest has none that would do; its path, in lower case."""
+    names = [driver.service for driver in drivers.DRIVERS[target.bus]]
+    if any(_has(files, f"System32/drivers/{name}.sys") for name in names):
+        return set()
+    for name in names:
+        if name in supplied:
+            if not is_program(supplied[name]):
+                raise RecoveryError(
+                    f"the driver {name} that was supplied is no 64-bit Windows driver", "supply another"
+                )
+            draft.write(f"{_DRIVERS}/{name}.sys", supplied[name], f"the operator's driver for {target.bus} disks")
+            return {f"{_DRIVERS}/{name}.sys".lower()}
+    return set()

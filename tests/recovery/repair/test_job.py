@@ -1,0 +1,54 @@
+"""Boot repair as a run's step sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.protocol.errors import RecoveryError, SiteError
+from recovery.actions import RepairJob
+from recovery.repair.job import DIFF, BootRepair, _note
+from recovery.repair.record import Finding, RepairRecord
+from recovery.repair.target import Bus
+from tests.recovery.repair.images import overlay
+from tests.recovery.repair.test_repair import make_disk, make_tree, needs_tools
+
+
+def job(volume: Path, server_id: str = "web01") -> RepairJob:
+    return RepairJob(
+        run_id="run-1", server="web 01", server_id=server_id, instance_id="i-1", volumes=(str(volume),), uefi=False
+    )
+
+
+@needs_tools
+@pytest.mark.qemu
+def test_what_cannot_be_repaired_fails_the_step_and_what_could_be_is_kept_for_review(
+    worker_parts: None, tmp_path: Path
+) -> None:
+    point = make_disk(make_tree(tmp_path / "tree"), tmp_path / "point.raw")
+    step = BootRepair(tmp_path / "repairs", lambda: "tcg", Bus.AHCI)
+    with pytest.raises(RecoveryError, match=r"web 01 \(Small.*Linux.*, ext4\): kernel .* has no driver ahci"):
+        step(job(overlay(point, tmp_path / "volume.qcow2")))
+    record = step.record("run-1", "web01")
+    assert record is not None
+    assert [finding.what for finding in record.unrepaired] == ["kernel 6.1.0-9-amd64 has no driver ahci"]
+    assert "+UUID=" in (step.folder("run-1", "web01") / DIFF).read_text()
+
+
+def test_a_step_says_what_was_repaired_and_why_or_that_nothing_was(tmp_path: Path) -> None:
+    ready = RepairRecord(system="Debian 12, ext4", target="virtio, BIOS")
+    assert _note(ready) == "Debian 12, ext4 is ready as it is"
+    found = (Finding("stop", "its archive lacks nvme", repaired=True), Finding("warn", "an old kernel lacks it too"))
+    mended = RepairRecord(system="Debian 12, ext4", target="nvme, BIOS", findings=found, changes=())
+    assert "ready" in _note(mended)
+
+
+def test_undoing_what_was_never_repaired_does_nothing_and_says_so(tmp_path: Path) -> None:
+    undone = BootRepair(tmp_path, lambda: "tcg").undo(job(tmp_path / "volume.qcow2"))
+    assert undone == {"note": "0 changes of the boot repair were taken back", "undone": [], "left": []}
+
+
+def test_a_name_that_would_lead_elsewhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match="cannot name a server"):
+        BootRepair(tmp_path, lambda: "tcg").record("run-1", "../../etc")
