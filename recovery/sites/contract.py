@@ -10,7 +10,7 @@ A replica volume has one working state, which a push writes to, and snapshots, w
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -37,6 +37,10 @@ class VolumeIO(Protocol):
 
     def read(self, offset: int, length: int) -> bytes | bytearray:
         """Exactly `length` bytes."""
+        ...
+
+    def read_into(self, offset: int, into: memoryview) -> None:
+        """The same into memory of the caller's; page-aligned memory and offsets are fastest."""
         ...
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None: ...
@@ -86,6 +90,12 @@ class InstanceSpec:
     ports: Mapping[int, int] = field(default_factory=dict)
     """Guest TCP port -> port at the site to reach it by; 0 lets the site choose."""
     uefi: bool = False
+    size: str | None = None
+    """The site's name for this size, where the plan asked by name; `cpus` and `memory_mib` say what it stands for."""
+    network_name: str | None = None
+    """Which of the site's networks; None: the site's own choice."""
+    address: str | None = None
+    """With prefix length, like 10.0.0.7/24: the guest gets it from DHCP, and is reached there if it has it already."""
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -108,12 +118,30 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """What an instance uses while it runs. `per_hour` is None where nothing is charged."""
+    """What an instance uses while it runs. `per_hour` is None where nothing is charged; `known` False: it will cost
+    something, and the site cannot tell what."""
 
     memory_mib: int
     cpus: int
     per_hour: float | None = None
     currency: str = "USD"
+    known: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    cpus: int
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What the site has to give now; None: nothing that would be a limit is known. `sizes` are its named ones."""
+
+    free_bytes: int
+    free_memory_mib: int | None = None
+    cpus: int | None = None
+    sizes: Mapping[str, Size] = field(default_factory=dict)
 
 
 class Site(Protocol):
@@ -154,11 +182,31 @@ class Site(Protocol):
         ...
 
     def open_snapshot(self, key: VolumeKey, point_id: str) -> VolumeIO:
-        """A snapshot, for reading; any number of times. Writes raise Conflict."""
+        """A snapshot, for reading; any number of times. Reads come from the medium itself, not from what some cache
+        remembers of it. Writes raise Conflict."""
+        ...
+
+    def snapshot_data(self, key: VolumeKey, point_id: str, within: Extent) -> list[Extent]:
+        """Where inside a range the snapshot may hold anything but zeros; never less than it does. Rising."""
+        ...
+
+    def snapshot_complaints(self, key: VolumeKey, point_id: str) -> list[str]:
+        """What is wrong with how this snapshot itself is stored, a sentence each; its content is not looked at."""
+        ...
+
+    def repair_snapshot(self, key: VolumeKey, point_id: str, parts: Iterable[tuple[int, bytes]]) -> None:
+        """Write over damaged (offset, bytes) of a snapshot, durably; who calls has proven that it held just these.
+
+        The only change there is to a snapshot. Raises Conflict while the chain is in use, StorageError where the
+        damage is such that a write could harm something else."""
         ...
 
     def snapshots(self, key: VolumeKey) -> list[str]:
         """Point ids, oldest first."""
+        ...
+
+    def check_unused(self, key: VolumeKey, point_id: str) -> None:
+        """Raises Conflict, saying why, if delete_snapshot would now. Changes nothing."""
         ...
 
     def delete_snapshot(self, key: VolumeKey, point_id: str) -> None:
@@ -203,6 +251,22 @@ class Site(Protocol):
 
     # --- instances ---------------------------------------------------------------------------------------------
 
+    def capacity(self) -> Capacity: ...
+
+    def objections(self, spec: InstanceSpec) -> list[str]:
+        """What speaks against launching this now, in words, found without launching it; empty: nothing is known."""
+        ...
+
+    def make_instance(self, spec: InstanceSpec) -> Instance:
+        """Make the instance's own volumes, and do not start it: launch() with the same spec does. Made already: says
+        how it is."""
+        ...
+
+    def instance_volume_location(self, instance_id: str, index: int) -> str:
+        """Where boot repair finds the volume of an instance that was made and not launched: a qcow2 file's path, an EBS
+        volume's id."""
+        ...
+
     def launch(self, spec: InstanceSpec) -> Instance:
         """Boot copies of the snapshots. The instance goes on when the service dies. Launched already: says how it is;
         stopped: starts it again from its own volumes."""
@@ -214,6 +278,10 @@ class Site(Protocol):
 
     def console(self, instance_id: str, last_bytes: int = 65_536) -> str:
         """The end of what it wrote to its console (control characters removed); empty if there is none."""
+        ...
+
+    def screenshot(self, instance_id: str) -> bytes:
+        """What its screen shows now, as PNG or JPEG. Raises NotFound, Conflict (it does not run)."""
         ...
 
     def stop(self, instance_id: str) -> None:

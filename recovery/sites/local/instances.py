@@ -17,7 +17,14 @@ from agent.protocol.errors import Conflict, NotFound, SiteError
 from recovery.sites.contract import Extent, Instance, InstanceSpec, InstanceState, NetworkMode, VolumeKey
 from recovery.sites.local import qcow2
 from recovery.sites.local.durable import check_name, make_folder, storage_errors, sync_folder, write_file
-from recovery.sites.local.qemu import CONSOLE, Machine, available_memory_mib, free_port
+from recovery.sites.local.qemu import (
+    CONSOLE,
+    Machine,
+    available_memory_mib,
+    check_machine,
+    free_port,
+    is_used,
+)
 from recovery.sites.local.volume_io import LocalVolumeIO
 
 _SPEC = "spec.json"
@@ -66,18 +73,36 @@ class Instances:
         self._launching = threading.Lock()
         self._open: set[LocalVolumeIO] = set()
 
+    def objections(self, spec: InstanceSpec) -> list[str]:
+        available = available_memory_mib()
+        found = [f"port {port} of this machine is in use" for port in spec.ports.values() if port and is_used(port)]
+        if available < spec.memory_mib:
+            found.append(f"it needs {spec.memory_mib} MiB of memory, this machine has {available} left")
+        if spec.network_name is not None:
+            found.append(f"there is no network {spec.network_name!r} here: leave `networks` out of the plan")
+        try:
+            check_machine(spec)
+            for key, point_id in spec.points:
+                self._snapshots.existing_point(key, point_id)
+        except (SiteError, NotFound) as error:
+            found.append(str(error))
+        return found
+
+    def make(self, spec: InstanceSpec) -> Instance:
+        with self._launching, storage_errors(f"make instance {spec.instance_id}"):
+            self._made(spec)
+        return self.watch(spec.instance_id)
+
     def launch(self, spec: InstanceSpec) -> Instance:
         with self._launching, storage_errors(f"launch instance {spec.instance_id}"):
-            record = self._record(spec.instance_id)
-            if record is None:
-                record = self._prepare(spec)
-            elif record.spec.points != list(spec.points) or record.spec.machine_id != spec.machine_id:
-                raise Conflict(f"instance {spec.instance_id} was launched from other points already", "end it first")
+            record = self._made(spec)
             machine = self._machine(spec.instance_id)
             if machine.pid() is None:
-                self._make_volumes(record.spec, machine)
                 self._start(record, machine)
         return self.watch(spec.instance_id)
+
+    def volume_location(self, instance_id: str, index: int) -> Path:
+        return self._existing_volume(instance_id, index)
 
     def watch(self, instance_id: str) -> Instance:
         with storage_errors(f"watch instance {instance_id}"):
@@ -117,6 +142,14 @@ class Instances:
             except FileNotFoundError:
                 return ""
         return _CONTROL.sub("", written.decode(errors="replace"))
+
+    def screenshot(self, instance_id: str) -> bytes:
+        self._existing(instance_id)
+        machine = self._machine(instance_id)
+        if machine.pid() is None:
+            raise Conflict(f"instance {instance_id} does not run, so its screen shows nothing", "launch it first")
+        with storage_errors(f"take a picture of {instance_id}"):
+            return machine.screenshot()
 
     def stop(self, instance_id: str) -> None:
         self._existing(instance_id)
@@ -170,6 +203,16 @@ class Instances:
         for left in [*self._folder.glob(".*.gone"), *self._folder.glob(".*.making")]:
             shutil.rmtree(left, ignore_errors=True)
 
+    def _made(self, spec: InstanceSpec) -> _Record:
+        """With its volumes. Found made already, it has to be from the same points."""
+        record = self._record(spec.instance_id)
+        if record is None:
+            record = self._prepare(spec)
+        elif record.spec.points != list(spec.points) or record.spec.machine_id != spec.machine_id:
+            raise Conflict(f"instance {spec.instance_id} was launched from other points already", "end it first")
+        self._make_volumes(record.spec, self._machine(spec.instance_id))
+        return record
+
     def _prepare(self, spec: InstanceSpec) -> _Record:
         """From here on the instance exists, and its points cannot be deleted."""
         available = available_memory_mib()
@@ -178,6 +221,8 @@ class Instances:
                 f"instance {spec.instance_id} needs {spec.memory_mib} MiB of memory, this machine has {available} left",
                 "end other instances, or give it less memory in the plan",
             )
+        if spec.network_name is not None:
+            raise SiteError(f"site local has no network {spec.network_name!r}", "leave `networks` out of the plan")
         record = _Record(spec, {guest: host or free_port() for guest, host in spec.ports.items()})
         making = self._folder / f".{check_name(spec.instance_id, 'an instance')}.making"
         with self._snapshots.unchanged([key for key, _ in spec.points]):

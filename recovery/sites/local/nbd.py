@@ -163,13 +163,15 @@ class NBDClient:
             self._idle.put(connection)
 
     def read(self, offset: int, length: int) -> bytearray:
-        self._check_range(offset, length)
         content = bytearray(length)
-        view = memoryview(content)
-        with self._connection() as connection:
-            for at in range(0, length, MAX_PAYLOAD_BYTES):
-                connection.read(offset + at, view[at : at + MAX_PAYLOAD_BYTES])
+        self.read_into(offset, memoryview(content))
         return content
+
+    def read_into(self, offset: int, into: memoryview) -> None:
+        self._check_range(offset, len(into))
+        with self._connection() as connection:
+            for at in range(0, len(into), MAX_PAYLOAD_BYTES):
+                connection.read(offset + at, into[at : at + MAX_PAYLOAD_BYTES])
 
     def write(self, offset: int, data: Buffer) -> None:
         view = memoryview(data).cast("B")

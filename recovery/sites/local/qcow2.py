@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
+import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,16 @@ from pathlib import Path
 from agent.protocol.errors import StorageError
 from recovery.sites.contract import Extent
 from recovery.sites.local.durable import storage_errors
-from recovery.sites.local.tools import qemu_img
+from recovery.sites.local.tools import QEMU_IMG, last_line, qemu_img, tool
 from recovery.sites.local.volume_io import LocalVolumeIO
 
 SECTOR_BYTES = 512
 CLUSTER_BYTES = 1 << 16
+MAX_LAYERS = 10_000
 
+MAX_NAME_BYTES = 1023  # as qcow2 has it
+_FROM_A_COPY = "restore the file from a copy of the site's folder"
+_NAME = re.compile(r"[^/\0]+")
 _MAGIC = b"QFI\xfb"
 _HEADER = struct.Struct(">4sIQIIQ")  # magic, version, backing name's offset and length, cluster bits, size
 
@@ -33,12 +39,25 @@ def read_header(path: Path) -> Header:
     with storage_errors(f"read {path}"), open(path, "rb") as file:
         head = file.read(_HEADER.size)
         if len(head) < _HEADER.size or not head.startswith(_MAGIC):
-            raise StorageError(f"{path} is no qcow2 file", "restore the file from a copy of the site's folder")
+            raise StorageError(f"{path} is no qcow2 file", _FROM_A_COPY)
         _magic, _version, name_offset, name_bytes, _cluster_bits, size_bytes = _HEADER.unpack(head)
         if name_offset == 0:
             return Header(size_bytes, None)
         file.seek(name_offset)
-        return Header(size_bytes, file.read(name_bytes).decode())
+        backing = file.read(min(name_bytes, MAX_NAME_BYTES)).decode(errors="replace")
+        if not _NAME.fullmatch(backing):
+            raise StorageError(f"the header of {path} is damaged: {backing!r} is no backing file", _FROM_A_COPY)
+        return Header(size_bytes, backing)
+
+
+def layers(path: Path) -> list[Path]:
+    """The file and all that it stands on, newest first: as `depth` counts in what `qemu-img map` says."""
+    found = [path]
+    while (backing := read_header(found[-1]).backing) is not None:
+        found.append(found[-1].with_name(backing))
+        if len(found) > MAX_LAYERS:
+            raise StorageError(f"the backing files of {path} go round in a circle", "restore the folder from a copy")
+    return found
 
 
 def create(path: Path, size_bytes: int, backing: str | None) -> None:
@@ -75,9 +94,39 @@ def resize(path: Path, size_bytes: int) -> None:
 
 def allocated(path: Path) -> list[Extent]:
     """What this one file holds, zeros included, without looking at its backing file. The file may be in use."""
-    alone = {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(path)}}
-    listed = qemu_img("map", "--output=json", "-U", f"json:{json.dumps(alone)}", doing=f"read the map of {path}")
+    listed = qemu_img("map", "--output=json", "-U", f"json:{json.dumps(_alone(path))}", doing=f"read the map of {path}")
     return merged(Extent(entry["start"], entry["length"]) for entry in json.loads(listed) if entry["present"])
+
+
+def data(path: Path, within: Extent) -> list[Extent]:
+    """Where the file and its backing chain hold anything but zeros. The file may be in use."""
+    listed = qemu_img(
+        "map", "--output=json", "-U", "-f", "qcow2", f"--start-offset={within.offset}", f"--max-length={within.length}",
+        str(path), doing=f"read the map of {path}",
+    )  # fmt: skip
+    return merged(Extent(entry["start"], entry["length"]) for entry in json.loads(listed) if not entry["zero"])
+
+
+def complaints(path: Path) -> list[str]:
+    """What `qemu-img check` finds wrong with this one file's own structures; space that is merely lost is nothing."""
+    done = subprocess.run(
+        [tool(QEMU_IMG), "check", "-U", "--output=json", f"json:{json.dumps(_alone(path))}"],
+        capture_output=True,
+        text=True,
+        errors="replace",  # it quotes names from a file that may be damaged
+        check=False,
+    )
+    try:
+        found = json.loads(done.stdout)
+    except ValueError:
+        return [f"{path}: {last_line(done.stderr) or 'qemu-img check gives no answer'}"]
+    wrong = found.get("corruptions", 0) + found.get("check-errors", 0)
+    return [f"{path}: qemu-img check finds {wrong} errors in its structures"] if wrong else []
+
+
+def _alone(path: Path) -> dict[str, object]:
+    """The one file, as QEMU's options, without its backing file."""
+    return {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(path)}}
 
 
 def merge_down(path: Path, into: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import secrets
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from agent.protocol.errors import SiteError, ToolMissing
 from recovery.sites.contract import InstanceSpec, NetworkMode
-from recovery.sites.local import qmp
+from recovery.sites.local import png, qmp
 from recovery.sites.local.accel import KVM
 from recovery.sites.local.tools import await_exit, command_line, kill, last_line, processes, tool
 
@@ -84,6 +86,17 @@ class Machine:
         """Press the power button. Raises SiteError."""
         qmp.execute(self.folder / _MONITOR, "system_powerdown")
 
+    def screenshot(self) -> bytes:
+        """What its screen shows, as PNG. Raises SiteError, OSError."""
+        picture = self.folder / f"screen-{secrets.token_hex(4)}.ppm"
+        try:
+            qmp.execute(self.folder / _MONITOR, "screendump", filename=str(picture))
+            return png.from_ppm(picture.read_bytes())
+        except ValueError as error:
+            raise SiteError(f"QEMU's picture of {self.folder.name} cannot be read: {error}") from error
+        finally:
+            picture.unlink(missing_ok=True)
+
     def write_out_metadata(self, index: int) -> None:
         """What it holds in memory of a volume's qcow2 tables goes to the file, so that others can read them."""
         qmp.execute(
@@ -121,11 +134,12 @@ class Machine:
             }
             command += ["-blockdev", json.dumps(node)]
             command += ["-device", f"virtio-blk-pci,drive={_node(index)},bootindex={index + 1}"]
-        network = "user,id=net0"
+        network = "user,id=net0" + _addressing(spec.address)
         if spec.network is NetworkMode.ISOLATED:
             network += ",restrict=on"
+        guest = spec.address.partition("/")[0] if spec.address else ""
         for guest_port, host_port in sorted(host_ports.items()):
-            network += f",hostfwd=tcp:127.0.0.1:{host_port}-:{guest_port}"
+            network += f",hostfwd=tcp:127.0.0.1:{host_port}-{guest}:{guest_port}"
         command += ["-netdev", network, "-device", "virtio-net-pci,netdev=net0"]
         command += ["-chardev", f"file,id=console,path={CONSOLE},append=on", "-serial", "chardev:console"]
         command += ["-qmp", f"unix:{_MONITOR},server=on,wait=off"]
@@ -134,19 +148,59 @@ class Machine:
 
     def _firmware(self) -> list[str]:
         """UEFI with variables of the instance's own."""
-        for code_name, variables_name in _FIRMWARE:
-            code, template = _FIRMWARE_FOLDER / code_name, _FIRMWARE_FOLDER / variables_name
-            if code.exists() and template.exists():
-                variables = self.folder / "uefi-variables.fd"
-                if not variables.exists():
-                    variables.write_bytes(template.read_bytes())
-                drives = []
-                for node, path, read_only in (("code", code, True), ("variables", variables, False)):
-                    file = {"driver": "file", "filename": str(path)}
-                    blockdev = {"driver": "raw", "node-name": node, "read-only": read_only, "file": file}
-                    drives += ["-blockdev", json.dumps(blockdev)]
-                return [*drives, "-machine", "pflash0=code,pflash1=variables"]
-        raise ToolMissing("the UEFI firmware for guests is not installed", "install it: apt-get install ovmf")
+        code, template = _firmware_files()
+        variables = self.folder / "uefi-variables.fd"
+        if not variables.exists():
+            variables.write_bytes(template.read_bytes())
+        drives = []
+        for node, path, read_only in (("code", code, True), ("variables", variables, False)):
+            file = {"driver": "file", "filename": str(path)}
+            blockdev = {"driver": "raw", "node-name": node, "read-only": read_only, "file": file}
+            drives += ["-blockdev", json.dumps(blockdev)]
+        return [*drives, "-machine", "pflash0=code,pflash1=variables"]
+
+
+def check_machine(spec: InstanceSpec) -> None:
+    """Could a machine like this be started here? Raises SiteError, ToolMissing."""
+    tool(QEMU)
+    _addressing(spec.address)
+    if spec.uefi:
+        _firmware_files()
+
+
+def _firmware_files() -> tuple[Path, Path]:
+    """Its code, and its variables as they are at first."""
+    for names in _FIRMWARE:
+        code, variables = (_FIRMWARE_FOLDER / name for name in names)
+        if code.exists() and variables.exists():
+            return code, variables
+    raise ToolMissing("the UEFI firmware for guests is not installed", "install it: apt-get install ovmf")
+
+
+def _addressing(address: str | None) -> str:
+    """QEMU's words for a network of its own in which the guest gets this address by DHCP. Raises SiteError."""
+    if address is None:
+        return ""
+    try:
+        guest = ipaddress.IPv4Interface(address)
+        others = (str(host) for host in guest.network.hosts() if host != guest.ip)
+        # the first address is what most networks have their gateway at
+        return f",net={guest.network},host={next(others)},dns={next(others)},dhcpstart={guest.ip}"
+    except (ValueError, StopIteration):
+        raise SiteError(
+            f"site local cannot give a guest the address {address}", "use IPv4 and a prefix length of up to 29, or dhcp"
+        ) from None
+
+
+def is_used(port: int) -> bool:
+    """Does somebody listen on this TCP port of loopback?"""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+        return False
 
 
 def free_port() -> int:

@@ -7,19 +7,25 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from agent.protocol.errors import Conflict
-from recovery.sites.contract import Extent, Instance, InstanceSpec, Price, VolumeIO, VolumeKey
+from recovery.sites.contract import Capacity, Extent, Instance, InstanceSpec, Price, Size, VolumeIO, VolumeKey
 from recovery.sites.local.accel import choose
 from recovery.sites.local.documents import Documents
 from recovery.sites.local.durable import make_folder, storage_errors
 from recovery.sites.local.instances import Instances
+from recovery.sites.local.qemu import available_memory_mib
 from recovery.sites.local.tools import kill_left_behind
 from recovery.sites.local.volumes import Volumes
 
 _LOCK_SECONDS = 1.0
+_SIZES = {
+    "small": Size(cpus=1, memory_mib=1024),
+    "medium": Size(cpus=2, memory_mib=2048),
+    "large": Size(cpus=4, memory_mib=8192),
+}
 
 
 class LocalSite:
@@ -85,8 +91,20 @@ class LocalSite:
     def open_snapshot(self, key: VolumeKey, point_id: str) -> VolumeIO:
         return self._volumes.open_snapshot(key, point_id)
 
+    def snapshot_data(self, key: VolumeKey, point_id: str, within: Extent) -> list[Extent]:
+        return self._volumes.snapshot_data(key, point_id, within)
+
+    def snapshot_complaints(self, key: VolumeKey, point_id: str) -> list[str]:
+        return self._volumes.snapshot_complaints(key, point_id)
+
+    def repair_snapshot(self, key: VolumeKey, point_id: str, parts: Iterable[tuple[int, bytes]]) -> None:
+        self._volumes.repair_snapshot(key, point_id, parts)
+
     def snapshots(self, key: VolumeKey) -> list[str]:
         return self._volumes.snapshots(key)
+
+    def check_unused(self, key: VolumeKey, point_id: str) -> None:
+        self._volumes.check_unused(key, point_id)
 
     def delete_snapshot(self, key: VolumeKey, point_id: str) -> None:
         self._volumes.delete_snapshot(key, point_id)
@@ -120,6 +138,23 @@ class LocalSite:
 
     # --- instances -------------------------------------------------------------------------------------------
 
+    def capacity(self) -> Capacity:
+        return Capacity(
+            free_bytes=self.free_bytes(),
+            free_memory_mib=available_memory_mib(),
+            cpus=os.cpu_count(),
+            sizes=_SIZES,
+        )
+
+    def objections(self, spec: InstanceSpec) -> list[str]:
+        return self._instances.objections(spec)
+
+    def make_instance(self, spec: InstanceSpec) -> Instance:
+        return self._instances.make(spec)
+
+    def instance_volume_location(self, instance_id: str, index: int) -> str:
+        return str(self._instances.volume_location(instance_id, index))
+
     def launch(self, spec: InstanceSpec) -> Instance:
         return self._instances.launch(spec)
 
@@ -128,6 +163,9 @@ class LocalSite:
 
     def console(self, instance_id: str, last_bytes: int = 65_536) -> str:
         return self._instances.console(instance_id, last_bytes)
+
+    def screenshot(self, instance_id: str) -> bytes:
+        return self._instances.screenshot(instance_id)
 
     def stop(self, instance_id: str) -> None:
         self._instances.stop(instance_id)

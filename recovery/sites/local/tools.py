@@ -27,7 +27,7 @@ def tool(name: str) -> str:
 
 def qemu_img(*arguments: str, doing: str) -> str:
     """Run qemu-img; returns stdout. `doing` says what for in errors: "merge point x"."""
-    done = subprocess.run([tool(QEMU_IMG), *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([tool(QEMU_IMG), *arguments], capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:
         raise failure(doing, done.stderr)
     return done.stdout

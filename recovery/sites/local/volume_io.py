@@ -57,6 +57,9 @@ class LocalVolumeIO:
     def read(self, offset: int, length: int) -> bytearray:
         return self._client.read(offset, length)
 
+    def read_into(self, offset: int, into: memoryview) -> None:
+        self._client.read_into(offset, into)
+
     def write(self, offset: int, data: Buffer) -> None:
         self._check_writable()
         self._client.write(offset, data)
@@ -114,18 +117,21 @@ def _takes_direct(path: Path) -> bool:
 
 
 def _start_daemon(path: Path, writable: bool, listening: socket.socket, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    direct = writable and _takes_direct(path)
     node = {
         "driver": "qcow2",
         "node-name": _EXPORT,
         "read-only": not writable,
         "discard": "unmap",
         "detect-zeroes": "off",
+        # What is written here is not read again soon, and what it stands on is read once to be patched: a cache would
+        # only cost time and memory. Handed down to the files below.
+        "cache": {"direct": direct},
         "file": {
             "driver": "file",
             "filename": str(path),
             "discard": "unmap",
-            # What is written here is not read again soon: a cache of it would only cost time and memory.
-            "cache": {"direct": writable and _takes_direct(path)},
+            "aio": "native" if direct else "threads",  # native I/O only works round the cache
         },
     }
     return subprocess.Popen(

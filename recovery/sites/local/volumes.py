@@ -9,15 +9,19 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from agent.protocol.errors import Conflict, NotFound, SiteError, StorageError
-from recovery.sites.contract import Extent, VolumeKey
+from recovery.sites.contract import Extent, VolumeIO, VolumeKey
 from recovery.sites.local import qcow2
 from recovery.sites.local.chain import Chain
 from recovery.sites.local.durable import check_name, make_folder, storage_errors, sync_folder
+from recovery.sites.local.snapshot_io import SnapshotIO
 from recovery.sites.local.volume_io import LocalVolumeIO
 
 _log = logging.getLogger(__name__)
+IO = TypeVar("IO", bound=VolumeIO)
+
 _FOLDER = re.compile(r"volume-(\d+)")
 
 PointsInUse = Callable[[VolumeKey], set[str]]
@@ -42,7 +46,7 @@ class Volumes:
         self._points_in_use = points_in_use
         self._guards: dict[VolumeKey, _Guard] = {}
         self._guards_lock = threading.Lock()
-        self._open: set[LocalVolumeIO] = set()
+        self._open: set[VolumeIO] = set()
 
     def make(self, key: VolumeKey, size_bytes: int) -> None:
         if size_bytes <= 0:
@@ -61,11 +65,15 @@ class Volumes:
 
     def open(self, key: VolumeKey) -> LocalVolumeIO:
         with self._change(key):
-            return self._open_image(self._existing_head(key), key, writable=True)
+            head = self._existing_head(key)
+            return self._opened(key, lambda closed: LocalVolumeIO(head, writable=True, on_close=closed), writable=True)
 
-    def open_snapshot(self, key: VolumeKey, point_id: str) -> LocalVolumeIO:
+    def open_snapshot(self, key: VolumeKey, point_id: str) -> SnapshotIO:
         with self._guard(key).changing:
-            return self._open_image(self.chain(key).existing_point(point_id), key, writable=False)
+            path = self.chain(key).existing_point(point_id)
+            layers = qcow2.layers(path)
+            size_bytes = qcow2.read_header(path).size_bytes
+            return self._opened(key, lambda closed: SnapshotIO(layers, size_bytes, on_close=closed), writable=False)
 
     def exists(self, key: VolumeKey) -> bool:
         return self.chain(key).head.exists()
@@ -93,19 +101,45 @@ class Volumes:
         with self._change(key):
             self.chain(key).snapshot(point_id)
 
+    def snapshot_data(self, key: VolumeKey, point_id: str, within: Extent) -> list[Extent]:
+        with self._guard(key).changing:
+            return qcow2.data(self.chain(key).existing_point(point_id), within)
+
+    def snapshot_complaints(self, key: VolumeKey, point_id: str) -> list[str]:
+        with self._guard(key).changing:
+            return qcow2.complaints(self.chain(key).existing_point(point_id))
+
+    def repair_snapshot(self, key: VolumeKey, point_id: str, parts: Iterable[tuple[int, bytes]]) -> None:
+        """Where the file's own structures are damaged, a write to one block could land in another's place."""
+        with self._change(key, readers_too=True):
+            path = self.chain(key).existing_point(point_id)
+            wrong = qcow2.complaints(path)
+            if wrong:
+                raise StorageError(
+                    f"block by block nothing can be healed in {wrong[0]}", "restore the file from a copy"
+                )
+            with storage_errors(f"heal {path}"):
+                path.chmod(0o644)
+                io = LocalVolumeIO(path, writable=True, on_close=lambda: None)
+                try:
+                    for offset, data in parts:
+                        io.write(offset, data)
+                    io.flush()
+                finally:
+                    io.close()
+                    path.chmod(0o444)
+
     def snapshots(self, key: VolumeKey) -> list[str]:
         return self.chain(key).points()
 
-    def delete_snapshot(self, key: VolumeKey, point_id: str) -> None:
-        chain = self.chain(key)
+    def check_unused(self, key: VolumeKey, point_id: str) -> None:
         with self._change(key, readers_too=True):
-            for launched in sorted(self._points_in_use(key)):
-                if point_id in chain.below(launched):
-                    raise Conflict(
-                        f"recovery point {point_id} is in use: an instance runs from {launched}",
-                        "end the instance first",
-                    )
-            chain.delete(point_id)
+            self._refuse_used(key, point_id)
+
+    def delete_snapshot(self, key: VolumeKey, point_id: str) -> None:
+        with self._change(key, readers_too=True):
+            self._refuse_used(key, point_id)
+            self.chain(key).delete(point_id)
 
     def delete(self, key: VolumeKey) -> None:
         folder = self.chain(key).folder
@@ -166,6 +200,14 @@ class Volumes:
             self._root / check_name(key.server_id, "a server") / f"volume-{key.index}", self._guard(key).renaming
         )
 
+    def _refuse_used(self, key: VolumeKey, point_id: str) -> None:
+        """An instance's volume needs the files of the point that it was launched from, and of all older ones."""
+        for launched in sorted(self._points_in_use(key)):
+            if point_id in self.chain(key).below(launched):
+                raise Conflict(
+                    f"recovery point {point_id} is in use: an instance runs from {launched}", "end the instance first"
+                )
+
     def _existing_head(self, key: VolumeKey) -> Path:
         head = self.chain(key).head
         if not head.exists():
@@ -187,7 +229,8 @@ class Volumes:
                 raise Conflict(f"a recovery point of volume {key.index} of {key.server_id} is being read", "try later")
             yield
 
-    def _open_image(self, path: Path, key: VolumeKey, *, writable: bool) -> LocalVolumeIO:
+    def _opened(self, key: VolumeKey, opening: Callable[[Callable[[], None]], IO], *, writable: bool) -> IO:
+        """What `opening` gives, which calls its argument when it is closed; until then others may not change it."""
         guard = self._guard(key)
 
         def closed() -> None:
@@ -198,7 +241,7 @@ class Volumes:
                 else:
                     guard.readers -= 1
 
-        io = LocalVolumeIO(path, writable=writable, on_close=closed)
+        io = opening(closed)
         with self._guards_lock:
             self._open.add(io)
             if writable:

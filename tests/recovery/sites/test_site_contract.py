@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import threading
 import time
@@ -286,9 +287,12 @@ def test_a_snapshot_is_not_deleted_while_the_volume_is_open(site: Site) -> None:
     make_point(site, KEY, "p2", (0, b"2"))
     site.make_volume(KEY, SIZE)
     for opened in (site.open_volume(KEY), site.open_snapshot(KEY, "p2")):
-        with pytest.raises(Conflict):
-            site.delete_snapshot(KEY, "p1")
+        for refused in (site.check_unused, site.delete_snapshot):
+            with pytest.raises(Conflict):
+                refused(KEY, "p1")
         opened.close()
+    site.check_unused(KEY, "p1")
+    assert site.snapshots(KEY) == ["p1", "p2"]
     site.delete_snapshot(KEY, "p1")
     assert site.snapshots(KEY) == ["p2"]
 
@@ -347,6 +351,7 @@ def test_an_instance_boots_writes_to_its_own_volume_stops_starts_and_ends(site: 
     eventually(lambda: "written" in site.console("i-1"))
     assert "login:\nwritten\n" in site.console("i-1")
     assert site.console("i-1", last_bytes=4) == "en\n"
+    assert site.screenshot("i-1").startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8"))
     assert covers(site.instance_changes("i-1", 0), WRITES_AT)
     with pytest.raises(Conflict):
         site.open_instance_volume("i-1", 0)
@@ -354,6 +359,10 @@ def test_an_instance_boots_writes_to_its_own_volume_stops_starts_and_ends(site: 
     site.stop("i-1")
     eventually(lambda: site.watch("i-1").state is InstanceState.STOPPED)
     site.stop("i-1")
+    with pytest.raises(Conflict, match="does not run"):
+        site.screenshot("i-1")
+    with pytest.raises(NotFound):
+        site.screenshot("i-9")
     assert covers(site.instance_changes("i-1", 0), WRITES_AT)
     volume = site.open_instance_volume("i-1", 0)
     assert volume.read(WRITES_AT, 64) == before[:64]
@@ -388,7 +397,12 @@ def test_the_ports_asked_for_are_reached_where_the_instance_says(
 def test_snapshots_that_an_instance_runs_from_cannot_be_deleted(site: Site, bootable: Specs) -> None:
     make_point(site, KEY, "later", (65_536, b"x"))
     site.launch(bootable())
-    for refused in (lambda: site.delete_snapshot(KEY, "boot"), lambda: site.delete_volume(KEY)):
+    site.check_unused(KEY, "later")
+    for refused in (
+        lambda: site.check_unused(KEY, "boot"),
+        lambda: site.delete_snapshot(KEY, "boot"),
+        lambda: site.delete_volume(KEY),
+    ):
         with pytest.raises(Conflict):
             refused()
     site.end("i-1")
@@ -426,3 +440,33 @@ def test_an_instance_that_never_was_is_gone(site: Site) -> None:
 def test_a_price_says_what_an_instance_uses(site: Site, bootable: Specs) -> None:
     price = site.price(bootable())
     assert (price.memory_mib, price.cpus) == (64, 1)
+
+
+def test_an_instance_is_made_and_changed_before_it_is_started(site: Site, bootable: Specs) -> None:
+    """As boot repair does: the point stays as it is."""
+    spec = bootable()
+    before = content(site, KEY, "boot")
+    made = site.make_instance(spec)
+    assert made.state is InstanceState.PENDING
+    assert site.make_instance(spec).state is InstanceState.PENDING
+    assert site.instance_volume_location("i-1", 0)
+    with pytest.raises(NotFound):
+        site.instance_volume_location("i-1", 1)
+    assert site.instance_changes("i-1", 0) == []
+    site.end("i-1")
+    assert site.watch("i-1").state is InstanceState.GONE
+    assert content(site, KEY, "boot") == before
+
+
+def test_what_speaks_against_a_launch_is_found_without_launching(site: Site, bootable: Specs) -> None:
+    assert site.objections(bootable()) == []
+    assert site.objections(bootable(network_name="no-such-net"))
+    assert site.objections(dataclasses.replace(bootable(), memory_mib=1 << 30))
+    assert site.objections(dataclasses.replace(bootable(), points=[(KEY, "absent")]))
+    assert site.instances() == []
+
+
+def test_the_site_says_what_it_has_to_give(site: Site) -> None:
+    capacity = site.capacity()
+    assert capacity.free_bytes > 0
+    assert all(size.cpus > 0 and size.memory_mib > 0 for size in capacity.sizes.values())

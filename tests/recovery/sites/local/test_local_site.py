@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.protocol.errors import SiteError, StorageError, ToolMissing
-from recovery.sites.contract import InstanceSpec, NetworkMode, VolumeKey
+from recovery.sites.contract import InstanceSpec, InstanceState, NetworkMode, VolumeKey
 from recovery.sites.local import LocalSite, accel
 from recovery.sites.local.tools import command_line
 from tests.recovery.sites.conftest import KEY, content, make_point
@@ -215,3 +215,31 @@ def test_the_probes_bytes_are_what_its_source_says(tmp_path: Path) -> None:
         ["ld", "-e", "0", "-Ttext", "0", "--oformat", "binary", "-o", tmp_path / "sector", tmp_path / "o"], check=True
     )
     assert (tmp_path / "sector").read_bytes() == accel._SECTOR
+
+
+def test_a_port_that_somebody_listens_on_speaks_against_a_launch(
+    local_site: LocalSite, bootable: Callable[..., InstanceSpec]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert local_site.objections(bootable(ports={80: port})) == [f"port {port} of this machine is in use"]
+    assert local_site.objections(bootable(ports={80: port})) == []
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1/31", "fe80::1/64", "10.0.0.1/32"])
+def test_an_address_that_a_guest_cannot_be_given_here_is_refused(
+    local_site: LocalSite, bootable: Callable[..., InstanceSpec], address: str
+) -> None:
+    assert "cannot give a guest the address" in local_site.objections(bootable(address=address))[0]
+    with pytest.raises(SiteError, match="cannot give a guest the address"):
+        local_site.launch(bootable(address=address))
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("address", ["192.0.2.1/24", "10.200.0.2/29"])
+def test_a_guest_with_an_address_of_its_own_starts(
+    local_site: LocalSite, bootable: Callable[..., InstanceSpec], address: str
+) -> None:
+    """QEMU takes the network only when gateway, name server and guest are different addresses of it."""
+    launched = local_site.launch(bootable(address=address, ports={80: 0}))
+    assert launched.state is InstanceState.RUNNING, launched.detail

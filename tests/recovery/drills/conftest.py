@@ -1,0 +1,3 @@
+from tests.recovery.repair.conftest import worker_parts
+
+__all__ = ["worker_parts"]
