@@ -13,14 +13,17 @@ from service.store.database import Database
 from service.store.rows import CommandProgress, CommandRow
 from service.store.schema import commands
 
-_OPEN = (CommandProgress.QUEUED.value, CommandProgress.SENT.value)
+OPEN = (CommandProgress.QUEUED.value, CommandProgress.SENT.value)
 
 
 class CommandStore:
-    """`on_change` is called after each change, from whatever thread made it."""
+    """`on_change` is called with the server's id after each change, from whatever thread made it."""
 
     def __init__(
-        self, database: Database, on_change: Callable[[], None] = lambda: None, now: Callable[[], float] = time.time
+        self,
+        database: Database,
+        on_change: Callable[[str], None] = lambda _: None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._on_change = on_change
@@ -34,7 +37,7 @@ class CommandStore:
                     id=command_id, tenant=tenant, server_id=server_id, kind=kind, label=label, created_at=self._now()
                 )
                 connection.execute(insert(commands).values(dataclasses.asdict(row)))
-        self._on_change()
+        self._on_change(server_id)
 
     def get(self, command_id: str) -> CommandRow:
         with self._database.read() as connection:
@@ -45,7 +48,7 @@ class CommandStore:
 
     def deliver(self, server_id: str) -> list[CommandRow]:
         """All that is not done, oldest first; from now on it counts as sent."""
-        wanted = (commands.c.server_id == server_id) & commands.c.state.in_(_OPEN)
+        wanted = (commands.c.server_id == server_id) & commands.c.state.in_(OPEN)
         with self._database.read() as connection:  # most hellos find nothing, and should not take the write lock
             if connection.execute(select(commands.c.id).where(wanted).limit(1)).one_or_none() is None:
                 return []
@@ -56,20 +59,28 @@ class CommandStore:
             connection.execute(update(commands).where(wanted).values(sent))
         return [CommandRow(**{**row, "state": CommandProgress.SENT}) for row in found]
 
-    def finish(self, command_id: str, server_id: str, *, point: str | None = None, error: str | None = None) -> None:
+    def finish(
+        self,
+        command_id: str,
+        server_id: str,
+        *,
+        point: str | None = None,
+        output: str | None = None,
+        error: str | None = None,
+    ) -> None:
         """How it ended; the first word counts. Raises NotFound, also for another server's."""
-        done = {"state": CommandProgress.DONE.value, "point": point, "error": error}
+        done = {"state": CommandProgress.DONE.value, "point": point, "output": output, "error": error}
         with self._database.write() as connection:
             mine = (commands.c.id == command_id) & (commands.c.server_id == server_id)
             if connection.execute(select(commands.c.id).where(mine)).one_or_none() is None:
                 raise NotFound(f"there is no command {command_id} for this server")
-            connection.execute(update(commands).where(mine & commands.c.state.in_(_OPEN)).values(done))
-        self._on_change()
+            connection.execute(update(commands).where(mine & commands.c.state.in_(OPEN)).values(done))
+        self._on_change(server_id)
 
     def cancel(self, server_id: str, reason: str) -> None:
         """The agent that was asked is not the owner any more."""
         done = {"state": CommandProgress.DONE.value, "error": reason}
         with self._database.write() as connection:
-            unfinished = (commands.c.server_id == server_id) & commands.c.state.in_(_OPEN)
+            unfinished = (commands.c.server_id == server_id) & commands.c.state.in_(OPEN)
             connection.execute(update(commands).where(unfinished).values(done))
-        self._on_change()
+        self._on_change(server_id)

@@ -7,6 +7,7 @@ SQLite does for the whole database: `write` takes its write lock at once, so tha
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -100,6 +101,10 @@ class Database:
             if "database is locked" in reason:
                 raise StorageError("the database is locked by another program", "end that program") from error
             raise StorageError(f"the database failed: {reason}") from error
+        except json.JSONDecodeError as error:
+            raise StorageError(
+                "a row of the database is damaged: it holds no JSON", "a point's: understudy verify --all --heal"
+            ) from error
         except SQLAlchemyError as error:
             raise StorageError(f"the database failed: {type(error).__name__}") from error
 

@@ -1,14 +1,18 @@
-"""Recovery plans as the operator wrote them: the text is kept, and parsed each time."""
+"""Recovery plans as the operator wrote them (the text is kept, and parsed each time), how they stand, and caps."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Collection
 
 from sqlalchemy import delete, insert, select
 
 from agent.protocol.errors import NotFound
+from recovery.plans import Caps
 from service.store.database import Database
-from service.store.schema import plans
+from service.store.rows import PlanCheck
+from service.store.schema import caps, plan_checks, plans, tenants
 from service.store.tenants import ensure_tenant
 
 
@@ -42,3 +46,56 @@ class PlanStore:
         query = select(plans.c.name).where(plans.c.tenant == tenant).order_by(plans.c.name)
         with self._database.read() as connection:
             return list(connection.execute(query).scalars())
+
+    def remove(self, tenant: str, name: str) -> None:
+        """Raises NotFound."""
+        self.get(tenant, name)
+        with self._database.write() as connection:
+            connection.execute(delete(plans).where(plans.c.tenant == tenant, plans.c.name == name))
+            connection.execute(delete(plan_checks).where(plan_checks.c.tenant == tenant, plan_checks.c.plan == name))
+
+    def tenants(self) -> list[str]:
+        with self._database.read() as connection:
+            return list(connection.execute(select(tenants.c.name).order_by(tenants.c.name)).scalars())
+
+    # --- how plans stand ---
+
+    def put_check(self, tenant: str, check: PlanCheck) -> PlanCheck | None:
+        """Replaces the one before, which is returned."""
+        mine = (plan_checks.c.tenant == tenant) & (plan_checks.c.plan == check.plan)
+        with self._database.write() as connection:
+            found = connection.execute(select(*_CHECK).where(mine)).mappings().one_or_none()
+            connection.execute(delete(plan_checks).where(mine))
+            connection.execute(insert(plan_checks).values(tenant=tenant, **dataclasses.asdict(check)))
+        return None if found is None else PlanCheck(**found)
+
+    def checks(self, tenant: str) -> list[PlanCheck]:
+        """By plan."""
+        query = select(*_CHECK).where(plan_checks.c.tenant == tenant).order_by(plan_checks.c.plan)
+        with self._database.read() as connection:
+            return [PlanCheck(**found) for found in connection.execute(query).mappings()]
+
+    def keep_checks(self, tenant: str, targets: Collection[str]) -> None:
+        """Forget what is neither a plan nor a server without one any more."""
+        gone = (plan_checks.c.tenant == tenant) & plan_checks.c.plan.not_in(list(targets))
+        with self._database.write() as connection:
+            connection.execute(delete(plan_checks).where(gone))
+
+    # --- caps ---
+
+    def caps(self, tenant: str) -> Caps:
+        """What the tenant's runs may not exceed together; without limits where nobody set any."""
+        query = select(caps.c.instances, caps.c.price_per_hour).where(caps.c.tenant == tenant)
+        with self._database.read() as connection:
+            found = connection.execute(query).mappings().one_or_none()
+        return Caps() if found is None else Caps(**found)
+
+    def put_caps(self, tenant: str, wanted: Caps) -> None:
+        now = time.time()
+        with self._database.write() as connection:
+            ensure_tenant(connection, tenant, now)
+            connection.execute(delete(caps).where(caps.c.tenant == tenant))
+            connection.execute(insert(caps).values(tenant=tenant, changed_at=now, **dataclasses.asdict(wanted)))
+
+
+_CHECK = [column for column in plan_checks.c if column.name != "tenant"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 
-from agent.protocol.errors import NotFound
+from agent.protocol.errors import BadMessage, NotFound, StorageError
 from agent.protocol.messages import Point, PointVolume, from_json, to_json
 from service.receiver.manifest import Manifest
 from service.store.database import Database
@@ -33,19 +33,28 @@ class PointStore:
                 return
             self._ensure_server(connection, manifest)
             newest = select(func.max(points.c.sequence)).where(points.c.server_id == manifest.server_id)
-            values = to_json(point)
-            values["server_name"] = values.pop("server")
-            del values["bootable"]  # follows from the runs, and is not kept twice
-            connection.execute(
-                insert(points).values(
-                    **values,
-                    server_id=manifest.server_id,
-                    tenant=manifest.tenant,
-                    parent=manifest.parent,
-                    sequence=(connection.execute(newest).scalar() or 0) + 1,
-                    created_at=self._now(),
-                )
-            )
+            sequence = (connection.execute(newest).scalar() or 0) + 1
+            values = _signed_values(manifest) | {"sequence": sequence, "created_at": self._now()}
+            connection.execute(insert(points).values(values))
+
+    def restore(self, manifests: list[Manifest]) -> None:
+        """Make the rows of a server's points say what its manifests, oldest first, say, and in their order."""
+        with self._database.write() as connection:
+            for manifest in manifests:
+                self._ensure_server(connection, manifest)
+                own = points.c.server_id == manifest.server_id
+                newest = connection.execute(select(func.max(points.c.sequence)).where(own)).scalar() or 0
+                values = _signed_values(manifest) | {"sequence": newest + 1}
+                known = points.c.id == manifest.point.id
+                if connection.execute(update(points).where(known).values(values)).rowcount == 0:
+                    connection.execute(insert(points).values(values | {"created_at": self._now()}))
+
+    def places(self, tenant: str) -> list[tuple[str, str]]:
+        """(server id, point id) of a tenant's points, each server's newest first."""
+        query = select(points.c.server_id, points.c.id).where(points.c.tenant == tenant)
+        with self._database.read() as connection:
+            found = connection.execute(query.order_by(points.c.server_id, points.c.sequence.desc()))
+            return [(server_id, point_id) for server_id, point_id in found]
 
     def remove(self, point_id: str) -> None:
         """Gone already: does nothing."""
@@ -99,7 +108,7 @@ class PointStore:
 
     # --- pulls ---
 
-    def add_pull(self, point_id: str, volume: int, machine_id: str, root: str) -> None:
+    def add_pull(self, point_id: str, volume: int, machine_id: str, root: str, received_bytes: int = 0) -> None:
         """A machine has pulled and verified this volume; a later report replaces an earlier one."""
         with self._database.write() as connection:
             tenant = connection.execute(select(points.c.tenant).where(points.c.id == point_id)).scalar()
@@ -108,13 +117,25 @@ class PointStore:
             connection.execute(delete(pulls).where(pulls.c.point_id == point_id, pulls.c.volume == volume))
             connection.execute(
                 insert(pulls).values(
-                    point_id=point_id, volume=volume, tenant=tenant, machine_id=machine_id, root=root, at=self._now()
+                    point_id=point_id,
+                    volume=volume,
+                    tenant=tenant,
+                    machine_id=machine_id,
+                    root=root,
+                    received_bytes=received_bytes,
+                    at=self._now(),
                 )
             )
 
     def pulled_volumes(self, point_id: str) -> set[int]:
         with self._database.read() as connection:
             return set(connection.execute(select(pulls.c.volume).where(pulls.c.point_id == point_id)).scalars())
+
+    def pulled_bytes(self, point_id: str) -> int:
+        """What those pulls brought over the wire, together."""
+        wanted = select(func.coalesce(func.sum(pulls.c.received_bytes), 0)).where(pulls.c.point_id == point_id)
+        with self._database.read() as connection:
+            return int(connection.execute(wanted).scalar_one())
 
     def _ensure_server(self, connection: Connection, manifest: Manifest) -> None:
         known = select(servers.c.id).where(servers.c.id == manifest.server_id)
@@ -134,7 +155,18 @@ class PointStore:
         insert_server(connection, lost)
 
 
+def _signed_values(manifest: Manifest) -> dict[str, Any]:
+    """What a row takes over from the manifest; when it was verified is not signed, and stays."""
+    values = to_json(manifest.point)
+    values["server_name"] = values.pop("server")
+    del values["bootable"], values["verified_at"]  # the one follows from the runs, the other is only known here
+    return values | {"server_id": manifest.server_id, "tenant": manifest.tenant, "parent": manifest.parent}
+
+
 def _point(found: RowMapping) -> Point:
     fields: dict[str, Any] = {name: found[name] for name in Point.__dataclass_fields__ if name in found}
-    fields["volumes"] = [from_json(PointVolume, volume) for volume in found["volumes"]]
+    try:
+        fields["volumes"] = [from_json(PointVolume, volume) for volume in found["volumes"]]
+    except (BadMessage, TypeError) as error:
+        raise StorageError(f"the row of {found['id']} is damaged: {error}", "understudy verify --all --heal") from None
     return Point(server=found["server_name"], **fields)

@@ -24,6 +24,8 @@ class ServerRow:
     """A server and who owns its identity now.
 
     `owner_machine` None: whoever comes first, but for `retired_machine`. `owner_since` is when the owner became it.
+    `source_machine` was the server before the failover. `stale`: who came all the same and was told to stand down, as
+    {machine, since, seen_at, fenced}, the last being what its agent says it has stopped.
     `failover_run` and `failback_run` are the last ones that handed the identity on, so that repeating is harmless.
     `last_seen_at` is when the owner last made contact.
     """
@@ -37,6 +39,9 @@ class ServerRow:
     owner_machine: str | None = None
     owner_since: float | None = None
     retired_machine: str | None = None
+    source_machine: str | None = None
+    state_since: float | None = None
+    stale: dict[str, Any] | None = None
     home_arrived: bool = False
     failover_run: str | None = None
     failback_run: str | None = None
@@ -66,7 +71,7 @@ class CommandProgress(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandRow:
-    """Something an agent is asked to do. Done when `point` or `error` is set."""
+    """Something an agent is asked to do. Done when `point`, `output` or `error` is set."""
 
     id: str
     tenant: str
@@ -77,7 +82,19 @@ class CommandRow:
     state: CommandProgress = CommandProgress.QUEUED
     sent_at: float | None = None
     point: str | None = None
+    output: str | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanCheck:
+    """How a plan (or a server, by its default plan) stood: `level` is green, amber or red. `price` None: unplanned."""
+
+    plan: str
+    level: str
+    findings: list[dict[str, Any]]
+    price: dict[str, Any] | None
+    checked_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

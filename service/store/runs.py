@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, update
@@ -10,6 +10,8 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, up
 from agent.protocol.errors import Conflict, NotFound
 from recovery.runs import Run, RunKind, RunState, Step, StepState
 from service.store.database import Database
+from service.store.pins import Pins
+from service.store.proofs import keep_proofs
 from service.store.schema import runs, steps
 
 
@@ -19,11 +21,14 @@ class RunRows:
     def __init__(self, database: Database, on_change: Callable[[], None] = lambda: None) -> None:
         self._database = database
         self._on_change = on_change
+        self.pins = Pins(database)
 
     def add(self, run: Run) -> None:
-        with self._database.write() as connection:
+        """Raises Conflict, also for a run on a point that is being removed."""
+        with self.pins.beginning(), self._database.write() as connection:
             if connection.execute(select(runs.c.id).where(runs.c.id == run.id)).one_or_none() is not None:
                 raise Conflict(f"there is a run {run.id} already")
+            self.pins.check(connection, run)
             connection.execute(
                 insert(runs).values(
                     id=run.id,
@@ -34,13 +39,20 @@ class RunRows:
                     created_at=run.created_at,
                     ended_at=run.ended_at,
                     failover_run=run.failover_run,
+                    price=run.price,
+                    over_cap=run.over_cap,
+                    committed_at=run.committed_at,
+                    expires_at=run.expires_at,
+                    scheduled=run.scheduled,
                     version=run.version,
                 )
             )
-            for position, step in enumerate(run.steps):
-                values = {"run_id": run.id, "position": position, "tenant": run.tenant}
-                values |= {"name": step.name, "action": step.action, "args": step.args, **_progress(step)}
-                connection.execute(insert(steps).values(values))
+            rows = [
+                {"run_id": run.id, "position": position, "tenant": run.tenant, **_task(step), **_progress(step)}
+                for position, step in enumerate(run.steps)
+            ]
+            if rows:
+                connection.execute(insert(steps), rows)
         self._on_change()
 
     def get(self, run_id: str) -> Run:
@@ -60,31 +72,56 @@ class RunRows:
         with self._database.read() as connection:
             return _runs(connection, runs.c.state.in_([RunState.RUNNING.value, RunState.ENDING.value]))
 
-    def version(self, run_id: str) -> int:
-        """Rises with every change of the run. Raises NotFound."""
+    def live_drills(self) -> list[Run]:
+        """Of every tenant, but for those that have ended; oldest first."""
+        live = (runs.c.kind == RunKind.DRILL.value) & (runs.c.state != RunState.ENDED.value)
         with self._database.read() as connection:
-            version = connection.execute(select(runs.c.version).where(runs.c.id == run_id)).scalar()
+            return _runs(connection, live)
+
+    def version(self, run_id: str, tenant: str) -> int:
+        """Rises with every change of the run. Raises NotFound, also for another tenant's."""
+        mine = (runs.c.id == run_id) & (runs.c.tenant == tenant)
+        with self._database.read() as connection:
+            version = connection.execute(select(runs.c.version).where(mine)).scalar()
         if version is None:
             raise NotFound(f"there is no run {run_id}", "see: understudy runs")
         return int(version)
 
     def save_step(self, run_id: str, position: int, step: Step) -> None:
+        self.save_steps(run_id, {position: step})
+
+    def save_steps(self, run_id: str, changed: Mapping[int, Step]) -> None:
+        """One transaction, however many there are."""
         with self._database.write() as connection:
             self._touch(connection, run_id)
-            this = (steps.c.run_id == run_id) & (steps.c.position == position)
-            if connection.execute(update(steps).where(this).values(_progress(step))).rowcount != 1:
-                raise NotFound(f"run {run_id} has no step {position}")
+            for position, step in changed.items():
+                this = (steps.c.run_id == run_id) & (steps.c.position == position)
+                if connection.execute(update(steps).where(this).values(_progress(step))).rowcount != 1:
+                    raise NotFound(f"run {run_id} has no step {position}")
+        self._on_change()
+
+    def save_committed(self, run_id: str, at: float) -> None:
+        with self._database.write() as connection:
+            self._touch(connection, run_id, committed_at=at)
         self._on_change()
 
     def save_state(self, run_id: str, state: RunState, ended_at: float | None) -> None:
         with self._database.write() as connection:
             self._touch(connection, run_id, state=state.value, ended_at=ended_at)
+            if state in (RunState.SUCCEEDED, RunState.FAILED):
+                keep_proofs(connection, _runs(connection, runs.c.id == run_id)[0])
         self._on_change()
 
     def _touch(self, connection: Connection, run_id: str, **values: Any) -> None:
         changed = update(runs).where(runs.c.id == run_id).values(version=runs.c.version + 1, **values)
         if connection.execute(changed).rowcount != 1:
             raise NotFound(f"there is no run {run_id}", "see: understudy runs")
+
+
+def _task(step: Step) -> dict[str, Any]:
+    """What never changes."""
+    names = ("name", "action", "args", "after", "retries", "optional", "closing")
+    return {name: getattr(step, name) for name in names}
 
 
 def _progress(step: Step) -> dict[str, Any]:

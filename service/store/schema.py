@@ -57,6 +57,9 @@ servers = Table(
     Column("owner_machine", String(100)),
     Column("owner_since", Double),
     Column("retired_machine", String(100)),
+    Column("source_machine", String(100)),
+    Column("state_since", Double),
+    Column("stale", JSON),
     Column("home_arrived", Boolean, nullable=False),
     Column("failover_run", String(60)),
     Column("failback_run", String(60)),
@@ -110,6 +113,7 @@ pulls = Table(
     _tenant(),
     Column("machine_id", String(100), nullable=False),
     Column("root", String(64), nullable=False),
+    Column("received_bytes", BigInteger, nullable=False, server_default="0"),
     Column("at", Double, nullable=False),
 )
 
@@ -124,6 +128,7 @@ commands = Table(
     Column("state", String(20), nullable=False),
     Column("sent_at", Double),
     Column("point", String(60)),
+    Column("output", Text),
     Column("error", Text),
     Column("created_at", Double, nullable=False),
     Index("ix_commands_server_state", "server_id", "state"),
@@ -138,6 +143,26 @@ plans = Table(
     Column("changed_at", Double, nullable=False),
 )
 
+plan_checks = Table(
+    "plan_checks",
+    metadata,
+    Column("tenant", String(100), ForeignKey("tenants.name"), primary_key=True),
+    Column("plan", String(255), primary_key=True),
+    Column("level", String(20), nullable=False),
+    Column("findings", JSON, nullable=False),
+    Column("price", JSON),
+    Column("checked_at", Double, nullable=False),
+)
+
+caps = Table(
+    "caps",
+    metadata,
+    Column("tenant", String(100), ForeignKey("tenants.name"), primary_key=True),
+    Column("instances", Integer),
+    Column("price_per_hour", Double),
+    Column("changed_at", Double, nullable=False),
+)
+
 runs = Table(
     "runs",
     metadata,
@@ -149,6 +174,11 @@ runs = Table(
     Column("created_at", Double, nullable=False),
     Column("ended_at", Double),
     Column("failover_run", String(60)),
+    Column("price", JSON, nullable=False),
+    Column("over_cap", Text),
+    Column("committed_at", Double),
+    Column("expires_at", Double),
+    Column("scheduled", Boolean, nullable=False),
     Column("version", Integer, nullable=False),
 )
 
@@ -161,12 +191,38 @@ steps = Table(
     Column("name", Text, nullable=False),
     Column("action", String(40), nullable=False),
     Column("args", JSON, nullable=False),
+    Column("after", JSON, nullable=False),
+    Column("retries", Integer, nullable=False),
+    Column("optional", Boolean, nullable=False),
+    Column("closing", Boolean, nullable=False),
     Column("state", String(20), nullable=False),
     Column("started_at", Double),
     Column("ended_at", Double),
     Column("error", Text),
     Column("waits_for", Text),
     Column("result", JSON, nullable=False),
+)
+
+drill_schedules = Table(
+    "drill_schedules",
+    metadata,
+    Column("tenant", String(100), ForeignKey("tenants.name"), primary_key=True),
+    Column("every_seconds", Double, nullable=False),
+    Column("window", String(20)),
+    Column("at_once", Integer, nullable=False),
+    Column("changed_at", Double, nullable=False),
+)
+
+proofs = Table(
+    "proofs",
+    metadata,
+    _tenant(),
+    Column("run_id", String(60), ForeignKey("runs.id"), primary_key=True),
+    Column("server_id", String(40), primary_key=True),
+    Column("point", String(60), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("held", Boolean, nullable=False),
+    Index("ix_proofs_server_at", "server_id", "at"),
 )
 
 audit = Table(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, exists, insert, select, update
 
 from agent.protocol.errors import NotFound
 from agent.protocol.messages import VolumeDeclaration, from_json, to_json
+from service.store.commands import OPEN
 from service.store.database import Database
 from service.store.rows import ServerRow, ServerState
-from service.store.schema import servers
+from service.store.schema import commands, servers
+
+_BARE = [column for column in servers.c if column.name not in ("volumes", "inventory")]
 
 
 class ServerStore:
@@ -24,6 +27,18 @@ class ServerStore:
     def get(self, server_id: str) -> ServerRow:
         with self._database.read() as connection:
             return _get(connection, server_id)
+
+    def greeted(self, server_id: str) -> tuple[ServerRow, bool]:
+        """For hellos, of which there are many: the row without volumes and inventory, and whether commands wait."""
+        asked = (commands.c.server_id == server_id) & commands.c.state.in_(OPEN)
+        query = select(*_BARE, exists().where(asked).label("asked")).where(servers.c.id == server_id)
+        with self._database.read() as connection:
+            found = connection.execute(query).one_or_none()
+        if found is None:
+            raise NotFound(f"there is no server {server_id}")
+        fields = dict(found._mapping)
+        waiting = bool(fields.pop("asked"))
+        return ServerRow(**{**fields, "state": ServerState(fields["state"])}), waiting
 
     def by_name(self, tenant: str, name: str) -> ServerRow:
         with self._database.read() as connection:
@@ -50,6 +65,14 @@ class ServerStore:
                 del values["id"], values["tenant"]
                 connection.execute(update(servers).where(servers.c.id == server_id).values(values))
             return after
+
+    def seen(self, at: Mapping[tuple[str, str], float]) -> None:
+        """When (seconds since 1970) machines were last heard, by (server, machine). Of a machine that is not the owner,
+        or that was not heard before since it became so, nothing is written."""
+        known = (servers.c.owner_machine == bindparam("machine")) & servers.c.last_seen_at.is_not(None)
+        query = update(servers).where(servers.c.id == bindparam("server"), known).values(last_seen_at=bindparam("at"))
+        with self._database.write() as connection:
+            connection.execute(query, [{"server": s, "machine": m, "at": seen} for (s, m), seen in sorted(at.items())])
 
 
 # --- parts of a larger transaction of this package ---

@@ -1,16 +1,20 @@
 import sqlite3
 import threading
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import insert, select
+from sqlalchemy import create_engine, insert, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 from agent.protocol.errors import Conflict, StorageError, StorageFull, UsageError
 from service.store.database import Database, sqlite_url
+from service.store.runs import RunRows
 from service.store.schema import metadata, tenants
 
 
@@ -108,3 +112,31 @@ def test_commits_are_on_the_medium_when_they_return(database: Database) -> None:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+
+
+def test_steps_of_runs_from_before_parallel_steps_come_one_after_the_other(tmp_path: Path) -> None:
+    """A run that was under way when the service was brought up to date must not begin all its steps at once."""
+    path = tmp_path / "x.sqlite"
+    config = Config()
+    config.set_main_option("script_location", str(files("service.store") / "migrations"))
+    config.set_main_option("path_separator", "os")
+    engine = create_engine(sqlite_url(path))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.exec_driver_sql("INSERT INTO tenants VALUES ('default', 0)")
+        connection.exec_driver_sql(
+            "INSERT INTO runs (id, tenant, kind, plan, state, created_at, version)"
+            " VALUES ('drill-1', 'default', 'drill', 'web01', 'running', 1, 0)"
+        )
+        for position in range(3):
+            connection.exec_driver_sql(
+                "INSERT INTO steps (run_id, position, tenant, name, action, args, state, result)"
+                f" VALUES ('drill-1', {position}, 'default', 'n', 'launch', '{{}}', 'pending', '{{}}')"
+            )
+    engine.dispose()
+    database = Database.open(sqlite_url(path))
+    run = RunRows(database).get("drill-1")
+    assert [step.after for step in run.steps] == [[], [0], [1]]
+    assert (run.price, run.over_cap) == ({}, None)
+    database.close()

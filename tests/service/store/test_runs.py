@@ -5,13 +5,24 @@ import pytest
 from agent.protocol.errors import Conflict, NotFound
 from recovery.runs import Run, RunKind, RunState, Step, StepState
 from service.store.database import Database, sqlite_url
+from service.store.points import PointStore
 from service.store.runs import RunRows
+from tests.service.store.rows_for_tests import add_server, manifest
+
+POINT = "pt-1"
+WEB01 = {"server": "web01", "server_id": "srv-1", "instance_id": "i-1"}
+
+
+@pytest.fixture(autouse=True)
+def the_point_that_is_booted(database: Database) -> None:
+    add_server(database)
+    PointStore(database).add(manifest(POINT))
 
 
 def run(run_id: str = "drill-1", created_at: float = 1.0, **fields: object) -> Run:
     steps = [
-        Step(name="launch web01", action="launch", args={"ports": {"80": 0}}),
-        Step(name="gate", action="gate"),
+        Step(name="launch web01", action="launch", args={**WEB01, "ports": {"80": 0}, "point": POINT}),
+        Step(name="gate", action="gate", args=WEB01),
     ]
     return Run(**{"id": run_id, "tenant": "default", "kind": RunKind.DRILL, "plan": "web01", "steps": steps,  # type: ignore[arg-type]
                   "created_at": created_at, **fields})  # fmt: skip

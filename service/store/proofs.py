@@ -1,0 +1,69 @@
+"""What runs have proven about servers and their points: a row for each server of a run that had something to say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, select
+
+from recovery.preflight import Proof
+from recovery.proofs import booted_point, verdicts
+from recovery.runs import Run
+from service.store.database import Database
+from service.store.schema import proofs
+
+
+def keep_proofs(connection: Connection, run: Run) -> None:
+    """Replaces what was known of this run before: it may have been tried again."""
+    connection.execute(delete(proofs).where(proofs.c.run_id == run.id))
+    rows: dict[str, dict[str, Any]] = {}
+    for launch, proof in verdicts(run):
+        server_id = launch.args["server_id"]
+        if server_id in rows and not rows[server_id]["held"]:
+            continue  # of several copies, the one that did not come up counts
+        rows[server_id] = {
+            "tenant": run.tenant,
+            "run_id": run.id,
+            "server_id": server_id,
+            "point": booted_point(launch),
+            "at": proof.at,
+            "held": proof.held,
+        }
+    if rows:
+        connection.execute(insert(proofs), list(rows.values()))
+
+
+class ProofStore:
+    """Raises as Database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def of_points(self, server_id: str) -> dict[str, Proof]:
+        """The newest verdict on each of a server's points, by point id."""
+        with self._database.read() as connection:
+            found = connection.execute(
+                select(proofs).where(proofs.c.server_id == server_id).order_by(proofs.c.at, proofs.c.run_id)
+            ).mappings()
+            return {row["point"]: _proof(row) for row in found}
+
+    def of_servers(self, tenant: str) -> dict[str, Proof]:
+        """The newest verdict on each server, by server id."""
+        return self._newest(tenant)
+
+    def bootable(self, tenant: str) -> dict[str, Proof]:
+        """The newest run that each server came up in with all its gates held, by server id."""
+        return self._newest(tenant, proofs.c.held)
+
+    def _newest(self, tenant: str, *wanted: ColumnElement[bool]) -> dict[str, Proof]:
+        mine = (proofs.c.tenant == tenant, *wanted)
+        last = select(proofs.c.server_id, func.max(proofs.c.at).label("at")).where(*mine).group_by(proofs.c.server_id)
+        newest = last.subquery()
+        same = (proofs.c.server_id == newest.c.server_id) & (proofs.c.at == newest.c.at)
+        with self._database.read() as connection:
+            found = connection.execute(select(proofs).join(newest, same).where(*mine)).mappings()
+            return {row["server_id"]: _proof(row) for row in found}
+
+
+def _proof(row: RowMapping) -> Proof:
+    return Proof(run=row["run_id"], at=row["at"], held=row["held"])
