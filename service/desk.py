@@ -1,23 +1,22 @@
-"""The desk where runs are asked for: finds the plan and the points, plans, and gives the run to the executor."""
+"""The desk where runs are asked for: plans them by the plan book, and gives them to the executor."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from agent.protocol.errors import Conflict, NotFound, UsageError
-from recovery.actions import launch_spec
-from recovery.checks import Finding, SiteFacts, booted_servers, home_servers, preflight
+from recovery.checks import booted_servers, home_servers
+from recovery.describe import describe
 from recovery.executor import Executor
-from recovery.planner import RandomIds, choose_point, describe, launch_steps, plan_failback, plan_failover
-from recovery.plans import Plan, default_plan, parse_plan
+from recovery.homeward import plan_failback
+from recovery.planner import RandomIds
 from recovery.report import run_to_json
 from recovery.runs import Run, RunKind, RunState
 from recovery.sites.contract import Site
 from service.identity.gatekeeper import server_of
-from service.store.plans import PlanStore
-from service.store.points import PointStore
+from service.planning import PlanBook, Planned
 from service.store.runs import RunRows
 from service.store.servers import ServerStore
 
@@ -28,16 +27,14 @@ class RunDesk:
     def __init__(
         self,
         servers: ServerStore,
-        points: PointStore,
-        plans: PlanStore,
+        book: PlanBook,
         runs: RunRows,
         site: Site,
         executor: Executor,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._servers = servers
-        self._points = points
-        self._plans = plans
+        self._book = book
         self._runs = runs
         self._site = site
         self._executor = executor
@@ -45,43 +42,35 @@ class RunDesk:
 
     # --- drill and failover ---
 
-    def plan(self, tenant: str, kind: RunKind, target: str, choice: str) -> Run:
-        """The run that `panic` would start. Raises NotFound, UsageError, RecoveryError (pre-flight)."""
-        now = self._now()
-        servers = {row.name: server_of(row, now) for row in self._servers.all(tenant)}
-        plan = self._plan_of(tenant, target, servers.keys())
-        points = {
-            wanted.name: self._points.newest_first(servers[wanted.name].id)
-            for wanted in plan.servers
-            if wanted.name in servers
-        }
-        return plan_failover(plan, kind, servers, points, choice, self._facts(), RandomIds(), now)
+    def plan(
+        self,
+        tenant: str,
+        kind: RunKind,
+        target: str,
+        choice: str | None,
+        *,
+        dead: Collection[str] = (),
+        copies: int = 1,
+    ) -> Planned:
+        """As PlanBook.plan."""
+        return self._book.plan(tenant, kind, target, choice, dead=dead, copies=copies)
 
-    def findings(self, tenant: str, run: Run) -> list[Finding]:
-        """What speaks against this run without forbidding it."""
-        plan = self._plan_of(tenant, run.plan, booted_servers(run).values())
-        chosen = {
-            str(step.args["server"]): choose_point(
-                step.args["server"], self._points.newest_first(step.args["server_id"]), step.args["point"]
-            )
-            for step in launch_steps(run)
-        }
-        return preflight(plan, chosen, self._facts(), self._now())
-
-    def start(self, run: Run) -> Run:
-        """Raises Conflict."""
-        self._executor.start(run)
+    def start(self, planned: Planned, over_cap: str | None = None) -> Run:
+        """`over_cap`: why it may exceed a cap. Raises Conflict, RecoveryError (a cap)."""
+        run = planned.run
+        run.over_cap = over_cap
+        self._executor.start(run, planned.plan.caps, self._book.caps(run.tenant))
         return self._runs.get(run.id)
 
     # --- failback ---
 
-    def plan_failback(self, tenant: str, failover_id: str, server_name: str | None) -> Run:
+    def plan_failback(self, tenant: str, failover_id: str, server_name: str | None, grace_seconds: float = 0.0) -> Run:
         """The way home of one server. Raises NotFound, Conflict, UsageError (several are away, none is named)."""
         failover = self.get(tenant, failover_id)
         server = self._servers.by_name(tenant, self._name_to_bring_home(failover, server_name))
-        return plan_failback(failover, server_of(server, self._now()), RandomIds(), self._now())
+        return plan_failback(failover, server_of(server, self._now()), RandomIds(), self._now(), grace_seconds)
 
-    def fail_back(self, tenant: str, failover_id: str, server_name: str | None) -> Run:
+    def fail_back(self, tenant: str, failover_id: str, server_name: str | None, grace_seconds: float = 0.0) -> Run:
         """Begin the way home, or go on with the one that was begun. Raises as plan_failback."""
         failover = self.get(tenant, failover_id)
         begun = [
@@ -95,7 +84,9 @@ class RunDesk:
             if begun[0].state is RunState.FAILED:
                 self._executor.retry(begun[0].id)
             return self._runs.get(begun[0].id)
-        return self.start(self.plan_failback(tenant, failover_id, server_name))
+        run = self.plan_failback(tenant, failover_id, server_name, grace_seconds)
+        self._executor.start(run)
+        return self._runs.get(run.id)
 
     # --- any run ---
 
@@ -109,6 +100,10 @@ class RunDesk:
         """Newest first."""
         return self._runs.runs(tenant)
 
+    def version(self, tenant: str, run_id: str) -> int:
+        """Rises with every change of the run, and is found far quicker than all of it."""
+        return self._runs.version(run_id, tenant)
+
     def retry(self, tenant: str, run_id: str) -> Run:
         self._executor.retry(self.get(tenant, run_id).id)
         return self._runs.get(run_id)
@@ -118,45 +113,36 @@ class RunDesk:
         self._executor.end(self.get(tenant, run_id).id, force=force)
         return self._runs.get(run_id)
 
+    def commit(self, tenant: str, run_id: str) -> Run:
+        """Raises Conflict."""
+        self._executor.commit(self.get(tenant, run_id).id)
+        return self._runs.get(run_id)
+
+    def roll_back(self, tenant: str, run_id: str) -> Run:
+        """Raises Conflict."""
+        self._executor.roll_back(self.get(tenant, run_id).id)
+        return self._runs.get(run_id)
+
     def to_json(self, runs: list[Run]) -> list[dict[str, Any]]:
         """The runs in the contract's form, with what each step does in words."""
         instances = {instance.instance_id: instance for instance in self._site.instances()}
         documents = []
         for run in runs:
-            document = run_to_json(run, instances) | {"version": run.version}
+            document = run_to_json(run, instances, self._now()) | {"version": run.version}
             for step, entry in zip(run.steps, document["steps"], strict=True):
                 entry["description"] = describe(step)
             documents.append(document)
         return documents
 
-    def dry_run_to_json(self, tenant: str, run: Run) -> dict[str, Any]:
-        """What a run that has not been started would do, use and risk."""
+    def planned_to_json(self, run: Run) -> dict[str, Any]:
+        """What a run that has not been started would do."""
         (document,) = self.to_json([run])
-        prices = [self._site.price(launch_spec(run.id, step.args)) for step in launch_steps(run)]
-        per_hour = [price.per_hour for price in prices if price.per_hour is not None]
-        findings = self.findings(tenant, run) if run.kind is not RunKind.FAILBACK else []
-        return document | {
-            "state": "planned",
-            "price": {
-                "cpus": sum(price.cpus for price in prices),
-                "memory_mib": sum(price.memory_mib for price in prices),
-                "per_hour": sum(per_hour) if per_hour else None,
-                "currency": prices[0].currency if prices else None,
-            },
-            "findings": [
-                {"level": finding.level.value, "text": finding.text, "hint": finding.hint} for finding in findings
-            ],
-        }
+        return document | {"state": "planned"}
 
-    def _plan_of(self, tenant: str, target: str, servers: Any) -> Plan:
-        text = self._plans.find(tenant, target)
-        if text is not None:
-            return parse_plan(text, f"plan {target}")
-        if target in servers:
-            return default_plan(target)
-        names = [*self._plans.names(tenant), *servers]
-        known = ", ".join(sorted(set(names))[:10]) or "none yet"
-        raise NotFound(f"there is no plan or server {target!r}", f"there are: {known}")
+    def dry_run_to_json(self, tenant: str, planned: Planned) -> dict[str, Any]:
+        """What a run that has not been started would do, use and risk."""
+        findings = [finding.to_json() for finding in self._book.findings(tenant, planned)]
+        return self.planned_to_json(planned.run) | {"findings": findings}
 
     def _name_to_bring_home(self, failover: Run, server_name: str | None) -> str:
         booted = booted_servers(failover)
@@ -171,6 +157,3 @@ class RunDesk:
         if len(away) > 1:
             raise UsageError(f"{failover.id} has {len(away)} servers away: {', '.join(sorted(away))}", "--server NAME")
         return away.pop()
-
-    def _facts(self) -> SiteFacts:
-        return SiteFacts(name=self._site.name, free_bytes=self._site.free_bytes())

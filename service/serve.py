@@ -14,50 +14,72 @@ import secrets
 import signal
 import socket
 import ssl
+import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import uvloop
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from agent.protocol.buffers import keep_large_buffers
 from agent.protocol.errors import Conflict, SiteError, StorageError, UsageError
 from agent.protocol.tokens import AdminToken
+from recovery.drills.reaper import Reaper
 from recovery.executor import Executor
-from recovery.sites.local import LocalSite
+from recovery.repair import worker
+from recovery.repair.job import BootRepair
+from recovery.scripts import Scripts
+from recovery.sites.local import LocalSite, accel
 from service.api.agents import AgentHttp
+from service.api.drills import DrillHttp
 from service.api.middleware import agents_by_certificate, errors_as_json, operators_by_token
 from service.api.operators import OperatorHttp, tenant_of
+from service.api.plans import PlanHttp
 from service.api.runs import RunHttp
 from service.bell import Bell
 from service.control import ServiceControl
 from service.desk import RunDesk
+from service.drills import DrillRounds, clear_scratch, evidence_keeper, keep_drilling
 from service.files import read_bytes, write_private
 from service.identity.enrolment import Enrolment
-from service.identity.gatekeeper import Gatekeeper
+from service.identity.gatekeeper import Gatekeeper, server_of
+from service.identity.sightings import Sightings
+from service.listening import in_one_line, in_url, listen
 from service.pki import Pki
+from service.plan_checks import keep_checking
+from service.planning import PlanBook
 from service.receiver.capture import capture
+from service.receiver.dedupe.index import ContentIndex
 from service.receiver.http import ReceiverHttp
 from service.receiver.operators import OperatorHttp as PointHttp
 from service.receiver.points import PointArchive
 from service.receiver.pull import PointReader
 from service.receiver.receiver import Receiver
-from service.receiver.retention import DEFAULT_KEEP
+from service.receiver.retention import DEFAULT_KEEP, Retention
+from service.receiver.seed import SeedHttp
 from service.receiver.upkeep import keep_up
+from service.receiver.verify.http import VerifyHttp, alone_with
+from service.receiver.verify.records import Records
+from service.receiver.verify.verifier import Verifier
 from service.store.audit import AuditStore
 from service.store.commands import CommandStore
 from service.store.database import Database, sqlite_url
+from service.store.drills import DrillStore
 from service.store.enrolment import EnrolmentStore
 from service.store.plans import PlanStore
 from service.store.points import PointStore
+from service.store.proofs import ProofStore
 from service.store.runs import RunRows
 from service.store.servers import ServerStore
 
 RECEIVER_THREADS = 8
 SLOW_THREADS = 4
 SHUTDOWN_SECONDS = 5.0
+SWITCH_SECONDS = 0.001
+"""How long a thread may keep the GIL from the one that answers everybody."""
 CERTIFICATE_CHECK_SECONDS = 86_400.0
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # recognized, not listened on by default
 
@@ -80,8 +102,9 @@ def serve(options: ServeOptions) -> None:
     if options.site != "local":
         raise UsageError(f"site {options.site} is not built yet", "use --site local")
     keep_large_buffers()
+    sys.setswitchinterval(SWITCH_SECONDS)
     with _owned(options.data):
-        asyncio.run(_serve(options))
+        uvloop.run(_serve(options))
 
 
 async def _serve(options: ServeOptions) -> None:
@@ -94,8 +117,11 @@ async def _serve(options: ServeOptions) -> None:
         site = LocalSite(data / "site")
         resources.callback(site.close)
         points = PointStore(database)
-        archive = PointArchive(site, pki.signing_key)
-        receiver = Receiver(site, archive, points, data / "receiver")
+        archive = PointArchive(site, pki.signing_key, data / "receiver" / "scratch")
+        index = ContentIndex.open(data / "dedupe")
+        if index is not None:
+            resources.callback(index.close)
+        receiver = Receiver(site, archive, points, data / "receiver", index=index)
         await asyncio.to_thread(receiver.recover)
         resources.callback(receiver.close)
         reader = PointReader(archive)
@@ -106,8 +132,11 @@ async def _serve(options: ServeOptions) -> None:
 
         bell = Bell()
         servers = ServerStore(database)
-        commands = CommandStore(database, bell.ring)
+        commands = CommandStore(database, bell.ring_for)
         runs = RunRows(database, bell.ring)
+        sightings = Sightings(servers)
+        resources.callback(sightings.flush)
+        retention = Retention(receiver, points, runs.pins, options.keep)
         plans = PlanStore(database)
         audit = AuditStore(database)
         enrolment = Enrolment(EnrolmentStore(database), pki)
@@ -115,8 +144,19 @@ async def _serve(options: ServeOptions) -> None:
         control = ServiceControl(
             servers, points, commands, audit, functools.partial(capture, receiver, site, points), receiver.fence
         )
-        executor = Executor(runs, site, control)
+        scripts = Scripts(data / "scripts")
+        repairer = _boot_repair(data)
+        keeper = evidence_keeper(data, pki.signing_key, site, plans, repairer)
+        executor = Executor(runs, site, control, scripts=scripts, repairer=repairer, witness=keeper)
         resources.callback(executor.stop)
+        book = PlanBook(servers, points, plans, runs, site, scripts, repairs=repairer is not None, witnesses=True)
+        desk = RunDesk(servers, book, runs, site, executor)
+        proofs = ProofStore(database)
+        clear_scratch(data / "repairs", runs)
+        rounds = DrillRounds(DrillStore(database), proofs, servers, book, runs, desk, audit)
+        reaper = Reaper(
+            runs, site, executor.end, lambda tenant, words: audit.add(tenant, "service", "run.drill", words)
+        )
 
         app = web.Application(
             middlewares=[
@@ -127,13 +167,43 @@ async def _serve(options: ServeOptions) -> None:
         )
         app.add_routes([web.get("/ca.pem", _ca_handler(pki.ca_pem))])
         app.add_routes(
-            AgentHttp(enrolment, gatekeeper, servers, commands, audit, bell, options.interval_seconds).routes()
+            AgentHttp(
+                enrolment, gatekeeper, servers, commands, audit, bell, sightings, options.interval_seconds
+            ).routes()
         )
         app.add_routes(ReceiverHttp(receiver, reader, gatekeeper, threads).routes())
         app.add_routes(PointHttp(receiver, reader, points, slow_threads, tenant_of).routes())
-        listening = _listen(options)
+        records = Records(
+            site, archive, points, pki.signing_key.public_key(), lambda tenant: {row.id for row in servers.all(tenant)}
+        )
+        verifier = Verifier(
+            site,
+            archive,
+            records,
+            data / "receiver" / "scratch",
+            alone_with(receiver, reader),
+        )
+        app.add_routes(
+            VerifyHttp(
+                verifier,
+                slow_threads,
+                tenant_of,
+                lambda tenant, words: audit.add(tenant, "operator", "verify.heal", words),
+            ).routes()
+        )
+        app.add_routes(
+            SeedHttp(
+                receiver,
+                lambda server_id: server_of(servers.get(server_id), time.time()),
+                lambda tenant, words: audit.add(tenant, "operator", "seed import", words),
+                slow_threads,
+                tenant_of,
+                pki.ca_fingerprint,
+            ).routes()
+        )
+        listening = listen(options.host, options.port)
         port = listening.getsockname()[1]
-        url = f"https://{_shown(options.host)}:{port}"
+        url = f"https://{in_url(options.host)}:{port}"
         everywhere = options.host in _EVERYWHERE
         for_agents = f"https://{socket.gethostname()}:{port}" if everywhere else url
         app.add_routes(
@@ -143,16 +213,20 @@ async def _serve(options: ServeOptions) -> None:
                 points,
                 commands,
                 plans,
-                runs,
+                book,
+                proofs,
                 audit,
                 bell,
                 for_agents,
                 lambda server_id: receiver.sessions.current(server_id) is not None,
+                retention.why_held,
             ).routes()
         )
-        app.add_routes(RunHttp(RunDesk(servers, points, plans, runs, site, executor), bell).routes())
+        app.add_routes(PlanHttp(book, plans, audit).routes())
+        app.add_routes(RunHttp(desk, bell).routes())
+        app.add_routes(DrillHttp(rounds, desk, keeper).routes())
 
-        logging.getLogger("aiohttp.server").addFilter(_in_one_line)
+        logging.getLogger("aiohttp.server").addFilter(in_one_line)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
         resources.push_async_callback(runner.cleanup)
@@ -164,17 +238,29 @@ async def _serve(options: ServeOptions) -> None:
         write_private(data / "service.json", json.dumps({"url": from_here, "pid": os.getpid()}).encode())
         executor.resume()
         chores = [
-            asyncio.create_task(keep_up(receiver, reader, points, options.keep, slow_threads)),
+            asyncio.create_task(keep_up(receiver, reader, retention, slow_threads)),
             asyncio.create_task(_keep_certificate(pki, options.host, tls)),
             asyncio.create_task(_prepare(site)),
+            asyncio.create_task(sightings.keep_up()),
+            asyncio.create_task(keep_checking(book, plans, audit, slow_threads)),
+            asyncio.create_task(keep_drilling(reaper, rounds)),
         ]
         print(f"ready {url}", flush=True)
         log.info("ready at %s, data in %s", url, data)
+        if reason := worker.unavailable():
+            log.info("boot repair is off: %s", reason)
         await stop.wait()
         for chore in chores:
             chore.cancel()
         (data / "service.json").unlink(missing_ok=True)
         log.info("stopping")
+
+
+def _boot_repair(data: Path) -> BootRepair | None:
+    """None on a machine where no worker for it can be made: replicas then boot as they are."""
+    if worker.unavailable():
+        return None
+    return BootRepair(data / "repairs", functools.partial(accel.choose, data / "site", None))
 
 
 async def _prepare(site: LocalSite) -> None:
@@ -195,28 +281,6 @@ async def _keep_certificate(pki: Pki, listen_host: str, tls: ssl.SSLContext) -> 
                 log.info("the service's certificate was renewed")
         except StorageError as error:
             log.warning("the service's certificate cannot be renewed: %s", error)
-
-
-def _listen(options: ServeOptions) -> socket.socket:
-    """Take the address; nothing answers there yet. Raises UsageError."""
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    try:
-        return socket.create_server((options.host, options.port), family=family)
-    except OSError as error:
-        raise UsageError(
-            f"cannot listen on {options.host}:{options.port}: {error.strerror}",
-            "choose another: --listen HOST:PORT",
-        ) from None
-
-
-def _in_one_line(record: logging.LogRecord) -> bool:
-    """What is no HTTP (a port scanner's greeting) is worth a line in the log, and no traceback."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, HttpProcessingError):
-        record.exc_info = None
-        record.msg = f"{record.msg}: it is no HTTP ({type(error).__name__})"
-        record.levelno, record.levelname = logging.INFO, "INFO"
-    return True
 
 
 def _stop_event() -> asyncio.Event:
@@ -260,7 +324,3 @@ def _owned(data: Path) -> Iterator[None]:
         except BlockingIOError:
             raise Conflict(f"another service runs on {data} already", "stop it, or name another folder") from None
         yield
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

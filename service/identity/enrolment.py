@@ -19,6 +19,7 @@ from service.store.rows import CertificateRow, ServerRow
 
 TOKEN_HOURS = 24.0
 MAX_TOKEN_HOURS = 24.0 * 30
+REMEMBERED, REMEMBERED_SECONDS = 100_000, 60.0
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 _TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -36,6 +37,7 @@ class Enrolment:
         self._store = store
         self._pki = pki
         self._now = now
+        self._recent: dict[str, tuple[CertificateRow, float]] = {}
 
     def issue_token(self, tenant: str, server_name: str | None, hours: float = TOKEN_HOURS) -> IssuedToken:
         """A new one-time token. Raises UsageError."""
@@ -111,6 +113,9 @@ class Enrolment:
 
     def certificate(self, serial: str) -> CertificateRow:
         """Raises TrustError (unknown, or expired: TLS lets those through), AuthError (revoked)."""
+        found = self.remembered(serial)
+        if found is not None:
+            return found
         found = self._store.certificate(serial)
         if found is None:
             raise TrustError(f"the service does not know the certificate {serial}", _ENROL_AGAIN)
@@ -118,7 +123,23 @@ class Enrolment:
             raise TrustError("this agent's certificate has expired", f"check the clocks; else {_ENROL_AGAIN}")
         if found.revoked:
             raise AuthError(f"the certificate {serial} was revoked", _ENROL_AGAIN)
+        if len(self._recent) >= REMEMBERED:
+            self._recent.clear()
+        self._recent[serial] = found, self._now()
         return found
+
+    def remembered(self, serial: str) -> CertificateRow | None:
+        """One that was good a moment ago, and has not expired since: every request asks. Who is revoked in the database
+        by somebody else (`revoke` is heeded at once) is let in for so long more."""
+        found, at = self._recent.get(serial, (None, 0.0))
+        now = self._now()
+        good = found is not None and 0 <= now - at < REMEMBERED_SECONDS and now < found.not_after
+        return found if good else None
+
+    def revoke(self, serial: str) -> None:
+        """From now on nobody gets in with it."""
+        self._store.revoke(serial)
+        self._recent.pop(serial, None)
 
 
 _NAME_HINT = "use letters, digits, dots, dashes and underscores, at most 100"

@@ -13,13 +13,15 @@ from aiohttp import web
 from agent.protocol.errors import AuthError, NotFound, StaleEpoch
 from agent.protocol.messages import Point, PulledReport, VolumeDeclaration
 from recovery.control import Server
+from service.identity import at_home
 from service.identity.enrolment import Enrolment, machine_of
-from service.identity.ownership import Claim, Decision, StandDown, Take, claimed, decide
+from service.identity.ownership import Claim, Decision, StandDown, Take, claimed, decide, stood_down
 from service.store.points import PointStore
 from service.store.rows import CertificateRow, ServerRow
 from service.store.servers import ServerStore
 
 LATEST = "latest"
+STALE_NOTED_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ AGENT = "understudy.agent"
 
 
 class Gatekeeper:
-    """All but `agent_of` and `serial_of` block."""
+    """All but `agent_of`, `serial_of` and `recognize` block."""
 
     def __init__(
         self, enrolment: Enrolment, servers: ServerStore, points: PointStore, now: Callable[[], float] = time.time
@@ -68,6 +70,11 @@ class Gatekeeper:
         certificate = self._enrolment.certificate(serial)
         return AgentIdentity(certificate.server_id, certificate.tenant, serial)
 
+    def recognize(self, serial: str) -> AgentIdentity | None:
+        """The same for one that was identified a moment ago, without asking the database; None: not remembered."""
+        certificate = self._enrolment.remembered(serial)
+        return None if certificate is None else AgentIdentity(certificate.server_id, certificate.tenant, serial)
+
     def authorize_push(self, server_id: str, machine_id: str, serial: str) -> Server:
         """The server, if this machine may push for it now; it becomes the owner where there is none.
 
@@ -77,19 +84,39 @@ class Gatekeeper:
             raise StaleEpoch(decision.reason, decision.hint)
         return server_of(row, self._now())
 
-    def admit(self, server_id: str, machine_id: str, serial: str, *, claims: bool) -> tuple[ServerRow, Decision]:
+    def admit(
+        self,
+        server_id: str,
+        machine_id: str,
+        serial: str,
+        *,
+        claims: bool,
+        row: ServerRow | None = None,
+        fenced: str | None = None,
+    ) -> tuple[ServerRow, Decision]:
         """What this machine is to its server, and the server afterwards.
 
-        `claims`: it wants to replicate, so it becomes the owner if it may (Take); else that stays open (Claim)."""
+        `claims`: it wants to replicate, so it becomes the owner if it may (Take); else that stays open (Claim).
+        `row`: the server, if the caller has just read it. `fenced`: what its agent says it has stopped."""
         machine_id = machine_of(machine_id)
         certificate = self._enrolment.certificate(serial)
         if certificate.server_id != server_id:
             raise AuthError(f"the certificate {serial} is another server's")
-        server = self._servers.get(server_id)
+        server = row or self._servers.get(server_id)
         decision = decide(server, machine_id, certificate)
         if isinstance(decision, Claim) and claims:
             return self._claim(server_id, machine_id, certificate)
+        if isinstance(decision, StandDown) and (claims or decision.was_the_server):
+            self._note_stale(server, machine_id, fenced)
         return server, decision
+
+    def _note_stale(self, server: ServerRow, machine_id: str, fenced: str | None) -> None:
+        """Operators see who came back. It asks every few seconds, and not each time is worth a transaction."""
+        now = self._now()
+        stale = server.stale
+        news = stale is None or stale["machine"] != machine_id or fenced not in (None, stale["fenced"])
+        if news or (stale is not None and now - stale["seen_at"] > STALE_NOTED_SECONDS):
+            self._servers.change(server.id, lambda found: stood_down(found, machine_id, fenced, now))
 
     def _claim(self, server_id: str, machine_id: str, certificate: CertificateRow) -> tuple[ServerRow, Decision]:
         decisions: list[Decision] = []
@@ -128,7 +155,7 @@ class Gatekeeper:
         return found.point
 
     def record_pull(self, point_id: str, volume: int, report: PulledReport) -> None:
-        self._points.add_pull(point_id, volume, machine_of(report.machine_id), report.root)
+        self._points.add_pull(point_id, volume, machine_of(report.machine_id), report.root, report.received_bytes)
 
 
 def server_of(row: ServerRow, now: float) -> Server:
@@ -144,6 +171,12 @@ def server_of(row: ServerRow, now: float) -> Server:
         volume_paths=tuple(volume.path for volume in row.volumes),
         volume_sizes=tuple(volume.size_bytes for volume in row.volumes),
         uefi=is_uefi(row),
+        cpus=at_home.cpus(row.inventory),
+        memory_mib=at_home.memory_mib(row.inventory),
+        address=at_home.address(row.inventory),
+        boot_findings=at_home.boot_findings(row.inventory),
+        boots_on=at_home.boots_on(row.inventory),
+        boot_digest=at_home.boot_digest(row.inventory),
     )
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import functools
 import threading
 
 from service.bell import Bell
@@ -42,3 +43,22 @@ async def test_closing_ends_every_wait() -> None:
     await asyncio.sleep(0.05)
     bell.close()
     assert await waiting is None
+
+
+async def test_only_who_waits_for_it_looks_again() -> None:
+    bell, looks = Bell(), {"web01": 0, "web02": 0, "": 0}
+
+    def look(about: str) -> str | None:
+        looks[about] += 1
+        return "news" if looks[about] > 1 else None
+
+    waiting = {about: asyncio.create_task(bell.news(functools.partial(look, about), 60, about)) for about in looks}
+    await asyncio.sleep(0.05)
+    bell.ring_for("web01")
+    assert await waiting["web01"] == "news"
+    assert await waiting[""] == "news"
+    await asyncio.sleep(0.05)
+    assert not waiting["web02"].done()
+    assert looks["web02"] == 1
+    bell.close()
+    await waiting["web02"]

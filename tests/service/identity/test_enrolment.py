@@ -148,7 +148,7 @@ def test_certificates_that_are_unknown_revoked_or_expired_are_refused(world: Wor
         world.gatekeeper.identify(serial)
     world.clock -= 366 * 86_400
     assert world.gatekeeper.identify(serial).serial == serial
-    world.store.revoke(serial)
+    world.enrolment.revoke(serial)
     with pytest.raises(AuthError, match="revoked"):
         world.gatekeeper.identify(serial)
 

@@ -1,0 +1,207 @@
+"""Drills that nobody has to think of: each target in its turn, ended when its time is over, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from agent.protocol.errors import NotFound, UnderstudyError
+from recovery.drills.filesystems import FilesystemChecks
+from recovery.drills.reaper import DEFAULT_TTL_SECONDS, Reaper
+from recovery.drills.rotation import DrillSchedule, Target, next_targets
+from recovery.preflight import Proof
+from recovery.repair import worker
+from recovery.repair.job import BootRepair
+from recovery.runs import Run, RunKind, RunState
+from recovery.sites.contract import Site
+from recovery.sites.local import accel
+from recovery.sites.local.durable import storage_errors
+from service.desk import RunDesk
+from service.evidence.facts import iso
+from service.evidence.keeper import EvidenceKeeper
+from service.planning import PlanBook
+from service.store.audit import AuditStore
+from service.store.drills import DrillStore
+from service.store.plans import PlanStore
+from service.store.proofs import ProofStore
+from service.store.runs import RunRows
+from service.store.servers import ServerStore
+
+SWEEP_SECONDS = 5.0
+TURN_SECONDS = 30.0
+REFUSED_SECONDS = 3600.0
+"""Until a target whose drill could not begin is tried again."""
+
+log = logging.getLogger(__name__)
+
+
+def evidence_keeper(
+    data: Path, key: Ed25519PrivateKey, site: Site, plans: PlanStore, repairer: BootRepair | None
+) -> EvidenceKeeper:
+    """What keeps the proof of drills in the data folder; scratch of checks that were cut off is removed."""
+    unchecked = worker.unavailable()
+    checks = FilesystemChecks(data / "drills" / ".scratch", functools.partial(accel.choose, data / "site", None))
+    checks.clear()
+    return EvidenceKeeper(
+        data / "drills",
+        key,
+        site,
+        repair_of=lambda run_id, server_id: repairer.record(run_id, server_id) if repairer else None,
+        plan_text=plans.find,
+        checks=None if unchecked else checks,
+        unchecked=unchecked,
+    )
+
+
+class DrillRounds:
+    """Begins the drills that are due. All calls block."""
+
+    def __init__(
+        self,
+        drills: DrillStore,
+        proofs: ProofStore,
+        servers: ServerStore,
+        book: PlanBook,
+        runs: RunRows,
+        desk: RunDesk,
+        audit: AuditStore,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._drills = drills
+        self._proofs = proofs
+        self._servers = servers
+        self._book = book
+        self._runs = runs
+        self._desk = desk
+        self._audit = audit
+        self._now = now
+        self._refused: dict[tuple[str, str], float] = {}
+        """When a target's drill could not begin. Forgotten by a restart, which tries once more."""
+
+    def turn(self) -> list[str]:
+        """Begin what is due; the ids of the drills."""
+        live = self._runs.live_drills()
+        begun: list[Run | None] = []
+        for tenant, schedule in self._drills.schedules().items():
+            running = [run.plan for run in live if run.tenant == tenant and run.scheduled]
+            if len(running) >= schedule.at_once:
+                continue
+            targets = [target for target in self._targets(tenant) if not self._was_refused(tenant, target.name)]
+            begun += [self._begin(tenant, name) for name in next_targets(schedule, targets, running, self._now())]
+        return [run.id for run in begun if run is not None]
+
+    def standing(self, tenant: str) -> dict[str, Any]:
+        """The schedule, and how each target stands: longest unproven first."""
+        schedule = self._drills.schedules().get(tenant)
+        ids = {row.name: row.id for row in self._servers.all(tenant)}
+        newest, bootable = self._proofs.of_servers(tenant), self._proofs.bootable(tenant)
+        servers_by_target = self._book.servers_by_target(tenant)
+        documents = []
+        for target in sorted(self._targets(tenant), key=lambda target: (target.tried_at, target.name)):
+            due_at = target.tried_at + schedule.every_seconds if schedule else None
+            servers = [
+                {
+                    "server": name,
+                    "proven_at": _at(bootable.get(ids.get(name, ""))),
+                    "last": _verdict(newest.get(ids.get(name, ""))),
+                }
+                for name in servers_by_target[target.name]
+            ]
+            documents.append(
+                {
+                    "target": target.name,
+                    "tried_at": iso(target.tried_at or None),
+                    "due_at": None if due_at is None else iso(max(due_at, self._now())),
+                    "servers": servers,
+                }
+            )
+        return {"schedule": schedule_to_json(schedule), "targets": documents}
+
+    def set_schedule(self, tenant: str, schedule: DrillSchedule | None) -> None:
+        self._drills.put_schedule(tenant, schedule)
+        self._refused.clear()
+        self._audit.add(tenant, "operator", "drills.schedule", str(schedule_to_json(schedule) or "off"))
+
+    def _targets(self, tenant: str) -> list[Target]:
+        """A plan with a server that nobody has proven for long is as old as that one."""
+        ids = {row.name: row.id for row in self._servers.all(tenant)}
+        newest, tried = self._proofs.of_servers(tenant), self._drills.tried(tenant)
+        targets = []
+        for name, servers in self._book.servers_by_target(tenant).items():
+            proven = [newest.get(ids.get(server, "")) for server in servers]
+            oldest = min((0.0 if proof is None else proof.at for proof in proven), default=0.0)
+            targets.append(Target(name=name, tried_at=max(oldest, tried.get(name, 0.0))))
+        return targets
+
+    def _was_refused(self, tenant: str, name: str) -> bool:
+        at = self._refused.get((tenant, name))
+        return at is not None and self._now() - at < REFUSED_SECONDS
+
+    def _begin(self, tenant: str, name: str) -> Run | None:
+        try:
+            planned = self._desk.plan(tenant, RunKind.DRILL, name, None)
+            planned.run.scheduled = True
+            planned.run.expires_at = planned.run.created_at + DEFAULT_TTL_SECONDS
+            run = self._desk.start(planned)
+        except UnderstudyError as error:
+            self._refused[tenant, name] = self._now()
+            log.warning("the scheduled drill of %s cannot begin: %s", name, error)
+            self._audit.add(tenant, "service", "drill.refused", f"{name}: {error}")
+            return None
+        log.info("scheduled drill %s of %s begins", run.id, name)
+        return run
+
+
+def schedule_to_json(schedule: DrillSchedule | None) -> dict[str, Any] | None:
+    if schedule is None:
+        return None
+    return asdict(schedule) | {"window": None if schedule.window is None else str(schedule.window)}
+
+
+async def keep_drilling(reaper: Reaper, rounds: DrillRounds) -> None:
+    """Runs until it is cancelled."""
+    await asyncio.gather(
+        _again_and_again("sweeping up after drills", reaper.sweep, SWEEP_SECONDS),
+        _again_and_again("beginning drills", rounds.turn, TURN_SECONDS),
+    )
+
+
+async def _again_and_again(what: str, work: Callable[[], object], seconds: float) -> None:
+    """A failure is logged, and tried again the next time."""
+    while True:
+        try:
+            await asyncio.to_thread(work)
+        except UnderstudyError as error:
+            log.warning("%s: %s", what, error)
+        except Exception:
+            log.exception("%s failed", what)
+        await asyncio.sleep(seconds)
+
+
+def clear_scratch(repairs: Path, runs: RunRows) -> None:
+    """At the service's start: scratch layers of boot repairs that were cut off, where their run does not go on."""
+    for scratch in repairs.glob("*/*/scratch"):
+        try:
+            is_over = runs.get(scratch.parts[-3]).state is RunState.ENDED
+        except NotFound:
+            is_over = True
+        if is_over:
+            with storage_errors(f"remove {scratch}"):
+                shutil.rmtree(scratch)
+
+
+def _at(proof: Proof | None) -> str | None:
+    return None if proof is None else iso(proof.at)
+
+
+def _verdict(proof: Proof | None) -> dict[str, Any] | None:
+    return None if proof is None else {"run": proof.run, "at": iso(proof.at), "held": proof.held}

@@ -1,0 +1,1 @@
+"""Evidence of drills: what was proven, signed, so that it can be checked with the public key alone."""

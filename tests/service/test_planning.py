@@ -1,0 +1,153 @@
+"""The plan book and the desk over a real database; the site is in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from agent.protocol.errors import NotFound, RecoveryError, UsageError
+from agent.protocol.messages import VolumeDeclaration
+from recovery.executor import Executor
+from recovery.plans import Caps
+from recovery.runs import RunKind, RunState
+from recovery.scripts import Scripts
+from recovery.sites.contract import Site
+from service.desk import RunDesk
+from service.plan_checks import check_all
+from service.planning import PlanBook
+from service.store.audit import AuditStore
+from service.store.database import Database
+from service.store.plans import PlanStore
+from service.store.points import PointStore
+from service.store.runs import RunRows
+from service.store.servers import ServerStore
+from tests.recovery.world import FakeClock, MemoryControl, MemorySite
+from tests.service.store.rows_for_tests import add_server, manifest
+
+INVENTORY = {
+    "cpus": 4,
+    "memory_mib": 2048,
+    "network": [
+        {"name": "docker0", "mac": "02:42", "addresses": ["172.17.0.1/16"]},
+        {"name": "eth0", "mac": "52:54", "addresses": ["fe80::1/64", "192.0.2.7/24"]},
+    ],
+    "boot_findings": [
+        {"level": "warn", "what": "no serial console", "way_out": "add one"},
+        {"level": "ok", "what": "x"},
+    ],
+}
+SHOP = """plan: shop
+groups:
+- servers:
+  - {name: web01, address: {failover: same}, gates: [{console: {text: "login:"}}]}
+"""
+TAKEN_AT = "1970-01-01T00:16:00.000Z"
+
+
+class Office:
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.site = MemorySite([])
+        self.points, self.plans, self.runs = PointStore(database), PlanStore(database), RunRows(database)
+        servers = ServerStore(database)
+        self.audit = AuditStore(database)
+        site = cast("Site", self.site)
+        self.book = PlanBook(
+            servers, self.points, self.plans, self.runs, site, Scripts(folder / "scripts"), now=lambda: 1000.0
+        )
+        self.executor = Executor(self.runs, site, MemoryControl([], "web01"), FakeClock())
+        self.desk = RunDesk(servers, self.book, self.runs, site, self.executor, now=lambda: 1000.0)
+
+
+@pytest.fixture
+def office(database: Database, tmp_path: Path) -> Office:
+    volumes = (VolumeDeclaration(path="/dev/vda", size_bytes=1 << 30, block_bytes=65536),)
+    add_server(database, volumes=volumes, inventory=INVENTORY)
+    made = Office(database, tmp_path)
+    made.points.add(manifest("pt-1", taken_at=TAKEN_AT))
+    return made
+
+
+def test_a_plan_of_servers_that_nobody_protects_is_refused_unless_it_is_a_draft(office: Office) -> None:
+    text = SHOP.replace("web01", "web02")
+    with pytest.raises(UsageError, match=r"no server 'web02' is protected \(there are: web01\)"):
+        office.book.apply("default", "shop", text, draft=False)
+    with pytest.raises(NotFound):
+        office.plans.get("default", "shop")
+    assert office.book.apply("default", "shop", text, draft=True)[1] == ["web02"]
+    with pytest.raises(UsageError, match="calls itself 'shop'"):
+        office.book.apply("default", "other", SHOP, draft=False)
+
+
+def test_the_size_and_the_address_come_from_the_inventory(office: Office) -> None:
+    office.book.apply("default", "shop", SHOP, draft=False)
+    (launch,) = office.book.plan("default", RunKind.FAILOVER, "shop", None).run.launches()
+    assert (launch.args["cpus"], launch.args["memory_mib"], launch.args["address"]) == (4, 2048, "192.0.2.7/24")
+
+
+def test_what_an_agent_sends_for_an_inventory_is_not_believed(database: Database, tmp_path: Path) -> None:
+    add_server(database, inventory={"cpus": "many", "memory_mib": -1, "network": [7], "boot_findings": {"level": 1}})
+    office = Office(database, tmp_path)
+    office.points.add(manifest("pt-1", taken_at=TAKEN_AT))
+    (launch,) = office.book.plan("default", RunKind.FAILOVER, "web01", None).run.launches()
+    assert (launch.args["cpus"], launch.args["memory_mib"]) == (2, 1024)
+
+
+def test_a_price_is_shown_before_and_kept_with_the_run(office: Office) -> None:
+    office.site.per_hour = 0.25
+    planned = office.desk.plan("default", RunKind.DRILL, "web01", None)
+    document = office.desk.dry_run_to_json("default", planned)
+    assert (document["state"], document["price"]["per_hour"], document["price"]["disk_bytes"]) == (
+        "planned",
+        0.25,
+        1 << 40,
+    )
+    run = office.desk.start(planned)
+    assert office.executor.wait(run.id).price == document["price"]
+
+
+def test_the_steps_of_a_dry_run_are_those_that_are_performed(office: Office) -> None:
+    planned = office.desk.plan("default", RunKind.DRILL, "web01", None)
+    shown = office.desk.dry_run_to_json("default", planned)["steps"]
+    done = office.executor.wait(office.desk.start(planned).id)
+    assert [(step["name"], step["after"]) for step in shown] == [(step.name, step.after) for step in done.steps]
+
+
+def test_a_tenants_caps_stop_a_run_and_a_reason_lets_it_pass(office: Office) -> None:
+    office.plans.put_caps("default", Caps(instances=0))
+    planned = office.desk.plan("default", RunKind.DRILL, "web01", None)
+    assert next(finding.reason.value for finding in office.book.findings("default", planned)) == "cap"
+    with pytest.raises(RecoveryError, match="1 instances are more than tenant default allows"):
+        office.desk.start(planned)
+    run = office.desk.start(office.desk.plan("default", RunKind.DRILL, "web01", None), over_cap="fire")
+    assert office.executor.wait(run.id).state is RunState.SUCCEEDED
+    assert office.runs.get(run.id).over_cap == "fire"
+
+
+def test_the_newest_proven_bootable_point_is_one_that_a_run_has_booted(office: Office) -> None:
+    with pytest.raises(NotFound, match="no proven bootable point"):
+        office.desk.plan("default", RunKind.DRILL, "web01", "latest-bootable")
+    office.executor.wait(office.desk.start(office.desk.plan("default", RunKind.DRILL, "web01", None)).id)
+    office.points.add(manifest("pt-2", taken_at=TAKEN_AT))
+    planned = office.desk.plan("default", RunKind.DRILL, "web01", "latest-bootable")
+    assert planned.points["web01"].id == "pt-1"
+    assert office.desk.plan("default", RunKind.DRILL, "web01", None).points["web01"].id == "pt-2"
+
+
+def test_every_plan_and_every_server_without_one_is_checked_and_changes_are_told(
+    office: Office, database: Database
+) -> None:
+    add_server(database, id="srv-2", name="db01")
+    office.book.apply("default", "shop", SHOP, draft=False)
+    check_all(office.book, office.plans, office.audit)
+    checks = {check.plan: check for check in office.plans.checks("default")}
+    assert {plan: check.level for plan, check in checks.items()} == {"shop": "amber", "db01": "red"}
+    assert checks["db01"].findings[0]["text"] == "there is no recovery point of db01"
+    told = len(office.audit.newest_first("default"))
+    assert told == 2
+    check_all(office.book, office.plans, office.audit)
+    assert len(office.audit.newest_first("default")) == told, "nothing has changed"
+    office.plans.remove("default", "shop")
+    check_all(office.book, office.plans, office.audit)
+    assert [check.plan for check in office.plans.checks("default")] == ["db01", "web01"]
