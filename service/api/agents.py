@@ -26,13 +26,15 @@ from service.bell import Bell
 from service.identity.enrolment import Enrolment
 from service.identity.gatekeeper import AgentIdentity, Gatekeeper
 from service.identity.ownership import Claim, Decision, StandDown
+from service.identity.sightings import Sightings
 from service.receiver.http import read_message
 from service.store.audit import AuditStore
 from service.store.commands import CommandStore
-from service.store.rows import CommandRow, ServerRow
+from service.store.rows import CommandRow, ServerRow, ServerState
 from service.store.servers import ServerStore
 
 MAX_WAIT_SECONDS = 30
+MAX_FENCED_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class AgentHttp:
         commands: CommandStore,
         audit: AuditStore,
         bell: Bell,
+        sightings: Sightings,
         interval_seconds: int,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -64,7 +67,10 @@ class AgentHttp:
         self._commands = commands
         self._audit = audit
         self._bell = bell
+        self._sightings = sightings
         self._interval_seconds = interval_seconds
+        self._told: dict[str, int] = {}
+        """What each agent said of its volumes when it was last written down, as a hash."""
         self._now = now
 
     def routes(self) -> list[web.RouteDef]:
@@ -99,25 +105,29 @@ class AgentHttp:
         hello = await read_message(request, Hello)
         if len(hello.volumes) > MAX_VOLUMES:
             raise BadMessage(f"{len(hello.volumes)} volumes; at most {MAX_VOLUMES} are possible")
-        standing = await asyncio.to_thread(self._arrive, caller, hello)
-        wait_seconds = min(hello.wait_seconds, MAX_WAIT_SECONDS)
-        if wait_seconds > 0 and not _is_news(standing):
-            # Ownership is looked at each time again: a failover must not wait for the agent's next hello.
-            def look() -> _Standing | None:
-                fresh = self._look(caller, hello)
-                return fresh if _is_news(fresh) else None
+        standing: _Standing | None = None
 
-            standing = await self._bell.news(look, wait_seconds) or standing
+        def look() -> _Standing | None:
+            # Ownership is looked at each time again: a failover must not wait for the agent's next hello.
+            nonlocal standing
+            standing = self._arrive(caller, hello) if standing is None else self._look(caller, hello)
+            return standing if standing.commands or isinstance(standing.decision, StandDown) else None
+
+        await self._bell.news(look, min(hello.wait_seconds, MAX_WAIT_SECONDS), caller.server_id)
+        assert standing is not None
         return web.json_response(to_json(self._reply(standing)))
 
     async def _result(self, request: web.Request) -> web.Response:
         caller = self._gatekeeper.agent_of(request)
         result = await read_message(request, CommandResult)
-        if result.command != request.match_info["command"] or (result.point is None) == (result.error is None):
-            raise BadMessage("a command's result names that command, and either a point or an error")
+        outcomes = [what for what in (result.point, result.output, result.error) if what is not None]
+        if result.command != request.match_info["command"] or len(outcomes) != 1:
+            raise BadMessage("a command's result names that command, and one of point, output and error")
         error = None if result.error is None else str(UnderstudyError.from_json({"error": result.error}))
         await asyncio.to_thread(
-            lambda: self._commands.finish(result.command, caller.server_id, point=result.point, error=error)
+            lambda: self._commands.finish(
+                result.command, caller.server_id, point=result.point, output=result.output, error=error
+            )
         )
         return web.json_response({})
 
@@ -127,22 +137,39 @@ class AgentHttp:
         if isinstance(standing.decision, StandDown | Claim):
             return standing
 
-        def seen(server: ServerRow) -> ServerRow:
+        now = self._now()
+        said = hash(tuple(hello.volumes))
+        told = hello.inventory is None and self._told.get(caller.server_id) == said
+        if told and standing.server.last_seen_at is not None:
+            self._sightings.note(standing.server, now)
+            return standing
+
+        def heard(server: ServerRow) -> ServerRow:
+            # what the server has at home is not what its instance has
+            keeps = server.state is ServerState.FAILED_OVER and bool(server.inventory)
             return dataclasses.replace(
                 server,
-                last_seen_at=self._now(),
+                last_seen_at=now,
                 volumes=tuple(hello.volumes) or server.volumes,
-                inventory=server.inventory if hello.inventory is None else hello.inventory,
+                inventory=server.inventory if keeps or hello.inventory is None else hello.inventory,
             )
 
-        return dataclasses.replace(standing, server=self._servers.change(caller.server_id, seen))
+        server = self._servers.change(caller.server_id, heard)
+        self._told[caller.server_id] = said
+        return dataclasses.replace(standing, server=server)
 
     def _look(self, caller: AgentIdentity, hello: Hello) -> _Standing:
+        row, asked = self._servers.greeted(caller.server_id)
         # A machine that protects nothing (a repair target) does not take the identity from the one that does.
         server, decision = self._gatekeeper.admit(
-            caller.server_id, hello.machine_id, caller.serial, claims=bool(hello.volumes)
+            caller.server_id,
+            hello.machine_id,
+            caller.serial,
+            claims=bool(hello.volumes),
+            row=row,
+            fenced=hello.fenced[:MAX_FENCED_CHARACTERS] if hello.fenced else None,
         )
-        takes = not isinstance(decision, StandDown | Claim)
+        takes = asked and not isinstance(decision, StandDown | Claim)
         return _Standing(server, decision, self._commands.deliver(server.id) if takes else [])
 
     def _reply(self, standing: _Standing) -> HelloReply:
@@ -155,9 +182,6 @@ class AgentHttp:
             epoch=standing.server.epoch,
             interval_seconds=self._interval_seconds,
             stand_down=stand_down,
+            fence=isinstance(standing.decision, StandDown) and standing.decision.was_the_server,
             commands=[Command(id=row.id, kind=row.kind, label=row.label) for row in standing.commands],
         )
-
-
-def _is_news(standing: _Standing) -> bool:
-    return bool(standing.commands) or isinstance(standing.decision, StandDown)

@@ -66,7 +66,8 @@ def agents_by_certificate(gatekeeper: Gatekeeper) -> Middleware:
                 raise VersionMismatch(f"this service speaks protocol {PROTOCOL_VERSION}, the request says {said}")
             if request.path != ENROLL_PATH:
                 serial = gatekeeper.serial_of(request)
-                request[AGENT] = await asyncio.to_thread(gatekeeper.identify, serial)
+                known = gatekeeper.recognize(serial)
+                request[AGENT] = known or await asyncio.to_thread(gatekeeper.identify, serial)
         return await handler(request)
 
     return check

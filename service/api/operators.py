@@ -12,17 +12,18 @@ from typing import Any
 from aiohttp import web
 
 from agent.protocol.errors import NotFound, UsageError
-from recovery.plans import default_plan, dump_plan, parse_plan
-from service.api.views import iso_time, point_to_json, proven_bootable, server_to_json, why_deaf
+from recovery.plans import default_plan, dump_plan
+from service.api.views import iso_time, point_to_json, server_proof_to_json, server_to_json, why_deaf
 from service.bell import Bell
 from service.identity.enrolment import TOKEN_HOURS, Enrolment
+from service.planning import PlanBook
 from service.receiver.http import read_message
 from service.store.audit import AuditStore
 from service.store.commands import CommandStore
 from service.store.plans import PlanStore
 from service.store.points import PointStore
+from service.store.proofs import ProofStore
 from service.store.rows import DEFAULT_TENANT, CommandProgress, CommandRow
-from service.store.runs import RunRows
 from service.store.servers import ServerStore
 
 MAX_WAIT_SECONDS = 30.0
@@ -42,7 +43,10 @@ class PointWanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanText:
+    """`draft`: also with servers that nobody protects yet."""
+
     text: str
+    draft: bool = False
 
 
 class OperatorHttp:
@@ -55,11 +59,13 @@ class OperatorHttp:
         points: PointStore,
         commands: CommandStore,
         plans: PlanStore,
-        runs: RunRows,
+        book: PlanBook,
+        proofs: ProofStore,
         audit: AuditStore,
         bell: Bell,
         public_url: str,
         is_pushing: Callable[[str], bool],
+        why_held: Callable[[str], str | None] = lambda _: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._enrolment = enrolment
@@ -67,11 +73,13 @@ class OperatorHttp:
         self._points = points
         self._commands = commands
         self._plans = plans
-        self._runs = runs
+        self._book = book
+        self._proofs = proofs
         self._audit = audit
         self._bell = bell
         self._public_url = public_url
         self._is_pushing = is_pushing
+        self._why_held = why_held
         self._now = now
 
     def routes(self) -> list[web.RouteDef]:
@@ -108,7 +116,12 @@ class OperatorHttp:
 
         def look() -> list[dict[str, Any]]:
             newest = self._points.newest(tenant)
-            return [server_to_json(row, newest.get(row.id), self._now()) for row in self._servers.all(tenant)]
+            last, bootable = self._proofs.of_servers(tenant), self._proofs.bootable(tenant)
+            return [
+                server_to_json(row, newest.get(row.id), self._now())
+                | server_proof_to_json(last.get(row.id), bootable.get(row.id))
+                for row in self._servers.all(tenant)
+            ]
 
         return web.json_response(await asyncio.to_thread(look))
 
@@ -118,7 +131,9 @@ class OperatorHttp:
         def look() -> dict[str, Any]:
             row = self._servers.by_name(tenant, name)
             newest = self._points.newest(tenant).get(row.id)
-            return server_to_json(row, newest, self._now()) | {"inventory": row.inventory}
+            last, bootable = self._proofs.of_servers(tenant).get(row.id), self._proofs.bootable(tenant).get(row.id)
+            proof = server_proof_to_json(last, bootable)
+            return server_to_json(row, newest, self._now()) | proof | {"inventory": row.inventory}
 
         return web.json_response(await asyncio.to_thread(look))
 
@@ -126,9 +141,12 @@ class OperatorHttp:
         tenant, name = tenant_of(request), request.match_info["name"]
 
         def look() -> list[dict[str, Any]]:
-            points = self._points.newest_first(self._servers.by_name(tenant, name).id)
-            proven = proven_bootable(self._runs.runs(tenant))
-            return [point_to_json(point, proven) for point in points]
+            server_id = self._servers.by_name(tenant, name).id
+            proven = self._proofs.of_points(server_id)
+            return [
+                point_to_json(point, proven.get(point.id), self._why_held(point.id))
+                for point in self._points.newest_first(server_id)
+            ]
 
         return web.json_response(await asyncio.to_thread(look))
 
@@ -136,7 +154,9 @@ class OperatorHttp:
         tenant, point_id = tenant_of(request), request.match_info["point"]
 
         def look() -> dict[str, Any]:
-            return point_to_json(self._points.get(point_id, tenant).point, proven_bootable(self._runs.runs(tenant)))
+            found = self._points.get(point_id, tenant)
+            proof = self._proofs.of_points(found.server_id).get(point_id)
+            return point_to_json(found.point, proof, self._why_held(point_id))
 
         return web.json_response(await asyncio.to_thread(look))
 
@@ -194,13 +214,8 @@ class OperatorHttp:
         wanted = await read_message(request, PlanText)
 
         def put() -> dict[str, Any]:
-            plan = parse_plan(wanted.text)
-            if plan.name != name:
-                raise UsageError(f"the plan calls itself {plan.name!r}, not {name!r}", "use the name it has inside")
-            self._plans.put(tenant, name, wanted.text)
+            plan, missing = self._book.apply(tenant, name, wanted.text, draft=wanted.draft)
             self._audit.add(tenant, "operator", "plan.apply", name)
-            known = {row.name for row in self._servers.all(tenant)}
-            missing = [server.name for server in plan.servers if server.name not in known]
             return {"name": name, "servers": [server.name for server in plan.servers], "missing": missing}
 
         return web.json_response(await asyncio.to_thread(put))

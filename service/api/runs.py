@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
 from agent.protocol.errors import UsageError
-from recovery.planner import LATEST
+from recovery.drills.reaper import DEFAULT_TTL_SECONDS
 from recovery.runs import Run, RunKind
 from service.api.operators import tenant_of, wait_of
 from service.bell import Bell
 from service.desk import RunDesk
 from service.receiver.http import read_message
 
+MAX_TTL_SECONDS = 30 * 86_400.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunWanted:
-    """`target` (a plan or a server) and `point` for a drill or a failover; `run` (and `server`) for a failback."""
+    """`target` (a plan or a server) and `point` (none: as the plan says) for a drill or a failover, `over_cap`
+    says why it may exceed a cap, `ttl_seconds` after how long a drill is ended by itself; `declare_dead`: servers whose
+    sources are dead (`*`: all), the others are stopped by their agents first; `copies` for a clone; `run` (and
+    `server`, `grace_seconds`) for a failback."""
 
     kind: str
     target: str | None = None
-    point: str = LATEST
+    point: str | None = None
+    ttl_seconds: float = DEFAULT_TTL_SECONDS
+    over_cap: str | None = None
     run: str | None = None
     server: str | None = None
+    declare_dead: list[str] = field(default_factory=list)
+    copies: int = 1
+    grace_seconds: int = 0
     dry_run: bool = False
 
 
@@ -49,6 +59,8 @@ class RunHttp:
             web.get("/api/v1/runs/{run}", self._watch),
             web.post("/api/v1/runs/{run}/end", self._end),
             web.post("/api/v1/runs/{run}/retry", self._retry),
+            web.post("/api/v1/runs/{run}/commit", self._commit),
+            web.post("/api/v1/runs/{run}/rollback", self._roll_back),
         ]
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -61,17 +73,25 @@ class RunHttp:
 
         def begin() -> dict[str, Any]:
             if wanted.kind == RunKind.FAILBACK:
-                failover = _given(wanted.run, "run")
+                failover, grace = _given(wanted.run, "run"), float(wanted.grace_seconds)
                 if wanted.dry_run:
-                    planned = self._desk.plan_failback(tenant, failover, wanted.server)
-                    return self._desk.dry_run_to_json(tenant, planned)
-                return self._desk.to_json([self._desk.fail_back(tenant, failover, wanted.server)])[0]
-            if wanted.kind not in (RunKind.DRILL, RunKind.FAILOVER):
+                    return self._desk.planned_to_json(self._desk.plan_failback(tenant, failover, wanted.server, grace))
+                return self._desk.to_json([self._desk.fail_back(tenant, failover, wanted.server, grace)])[0]
+            if wanted.kind not in tuple(RunKind):
                 raise UsageError(f"kind is {wanted.kind!r}", f"use one of {', '.join(RunKind)}")
-            run = self._desk.plan(tenant, RunKind(wanted.kind), _given(wanted.target, "target"), wanted.point)
+            planned = self._desk.plan(
+                tenant,
+                RunKind(wanted.kind),
+                _given(wanted.target, "target"),
+                wanted.point,
+                dead=wanted.declare_dead,
+                copies=wanted.copies,
+            )
+            if planned.run.kind is RunKind.DRILL:
+                planned.run.expires_at = planned.run.created_at + _ttl(wanted.ttl_seconds)
             if wanted.dry_run:
-                return self._desk.dry_run_to_json(tenant, run)
-            return self._desk.to_json([self._desk.start(run)])[0]
+                return self._desk.dry_run_to_json(tenant, planned)
+            return self._desk.to_json([self._desk.start(planned, wanted.over_cap)])[0]
 
         return web.json_response(await asyncio.to_thread(begin), status=200 if wanted.dry_run else 201)
 
@@ -83,8 +103,9 @@ class RunHttp:
             raise UsageError(f"after_version is {after!r}, and should be a whole number")
 
         def newer() -> Run | None:
-            run = self._desk.get(tenant, run_id)
-            return run if run.version > int(after) else None
+            # a run of hundreds of steps changes often, and is read whole only when it has
+            newer_than_known = self._desk.version(tenant, run_id) > int(after)
+            return self._desk.get(tenant, run_id) if newer_than_known else None
 
         run = await self._bell.news(newer, wait_of(request))
         return await self._answer(lambda: run or self._desk.get(tenant, run_id))
@@ -98,8 +119,22 @@ class RunHttp:
         tenant, run_id = tenant_of(request), request.match_info["run"]
         return await self._answer(lambda: self._desk.retry(tenant, run_id))
 
+    async def _commit(self, request: web.Request) -> web.Response:
+        tenant, run_id = tenant_of(request), request.match_info["run"]
+        return await self._answer(lambda: self._desk.commit(tenant, run_id))
+
+    async def _roll_back(self, request: web.Request) -> web.Response:
+        tenant, run_id = tenant_of(request), request.match_info["run"]
+        return await self._answer(lambda: self._desk.roll_back(tenant, run_id))
+
     async def _answer(self, find: Callable[[], Run]) -> web.Response:
         return web.json_response(await asyncio.to_thread(lambda: self._desk.to_json([find()])[0]))
+
+
+def _ttl(seconds: float) -> float:
+    if not 0 < seconds <= MAX_TTL_SECONDS:
+        raise UsageError(f"a time to live of {seconds:g} s is not possible", "use up to 30 d, like --ttl 2h")
+    return seconds
 
 
 def _given(value: str | None, name: str) -> str:

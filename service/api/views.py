@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from agent.protocol.errors import Conflict
 from agent.protocol.messages import Point, to_json
-from recovery.runs import Run, Step, StepState
+from recovery.preflight import Proof
 from service.store.rows import ServerRow
 
 SILENT_SECONDS = 120.0
@@ -29,38 +28,41 @@ def server_to_json(row: ServerRow, newest: Point | None, now: float) -> dict[str
         "id": row.id,
         "name": row.name,
         "state": row.state.value,
+        "state_since": None if row.state_since is None else iso_time(row.state_since),
         "lag_seconds": lag_seconds,
         "volumes": [to_json(volume) for volume in row.volumes],
         "last_point": None if newest is None else newest.id,
         "epoch": row.epoch,
         "owner": row.owner_machine,
+        "source": row.source_machine,
+        "stale": _stale_to_json(row),
         "last_seen_at": None if row.last_seen_at is None else iso_time(row.last_seen_at),
     }
 
 
-def point_to_json(point: Point, proven: Mapping[str, bool]) -> dict[str, Any]:
-    """`bootable` is true or false once a run has booted it, null while nobody tried."""
-    return to_json(dataclasses.replace(point, bootable=proven.get(point.id)))
+def _stale_to_json(row: ServerRow) -> dict[str, Any] | None:
+    """A machine that came though another is the server, and was told to stand down; null: none did."""
+    if row.stale is None:
+        return None
+    times = {name: iso_time(row.stale[name]) for name in ("since", "seen_at")}
+    return {"machine": row.stale["machine"], **times, "stopped": row.stale["fenced"]}
 
 
-def proven_bootable(runs: Iterable[Run]) -> dict[str, bool]:
-    """Which points were booted by a run, and whether all their gates held. `runs` are newest first: the newest
-    word counts."""
-    proven: dict[str, bool] = {}
-    for run in runs:
-        for launch in run.steps:
-            verdict = _verdict(run.steps, launch) if launch.action == "launch" else None
-            if verdict is not None:
-                proven.setdefault(launch.args["point"], verdict)
-    return proven
+def server_proof_to_json(last: Proof | None, bootable: Proof | None) -> dict[str, Any]:
+    """`bootable` is the newest verdict on the server, null while nobody tried; `proven_at` when it last held."""
+    return {
+        "bootable": None if last is None else last.held,
+        "proven_at": None if bootable is None else iso_time(bootable.at),
+    }
 
 
-def _verdict(steps: list[Step], launch: Step) -> bool | None:
-    """None: there were no gates, or somebody called the run off before they could tell."""
-    gates = [s for s in steps if s.action == "gate" and s.args["instance_id"] == launch.args["instance_id"]]
-    if any(gate.state is StepState.FAILED and "called off" not in (gate.error or "") for gate in gates):
-        return False
-    return True if gates and all(gate.state is StepState.DONE for gate in gates) else None
+def point_to_json(point: Point, proof: Proof | None, held_because: str | None = None) -> dict[str, Any]:
+    """`bootable` is true or false once a run has booted it (at `proven_at`), null while nobody tried. `held_because`
+    says why the point is still there though the server has as many newer ones as are kept; null if it has not."""
+    return to_json(dataclasses.replace(point, bootable=None if proof is None else proof.held)) | {
+        "proven_at": None if proof is None else iso_time(proof.at),
+        "held_because": held_because,
+    }
 
 
 def why_deaf(row: ServerRow, *, pushing: bool, now: float) -> Conflict | None:

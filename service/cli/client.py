@@ -50,6 +50,9 @@ class Service:
     def put(self, path: str, document: dict[str, Any], **query: Any) -> Any:
         return self._json("PUT", path, query, json.dumps(document).encode())
 
+    def delete(self, path: str, **query: Any) -> Any:
+        return self._json("DELETE", path, query, None)
+
     def content(self, path: str, **query: Any) -> bytes:
         """The body of an answer that is no JSON."""
         with _Exchange(self, "GET", path, query, None, TIMEOUT_SECONDS) as answer:
@@ -70,6 +73,38 @@ class Service:
                 return json.loads(answer.read())
             except ValueError:
                 raise BadMessage(f"the answer of {self.url} to {path} is not JSON") from None
+
+
+class Connection:
+    """One connection for many requests, one after the other: for whoever has much to send."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._http: http.client.HTTPConnection | None = None
+
+    def post(self, path: str, body: bytes, **query: Any) -> None:
+        """A body that is no JSON. Raises what the service answered, TransportError, TrustError."""
+        known = {name: value for name, value in query.items() if value is not None}
+        headers = {
+            "Authorization": f"Bearer {self._service.token.text}",
+            "Content-Type": "application/octet-stream",
+        }
+        try:
+            if self._http is None:
+                self._http = _connected(self._service, TIMEOUT_SECONDS)
+            self._http.request("POST", path + ("?" + urllib.parse.urlencode(known) if known else ""), body, headers)
+            answer = self._http.getresponse()
+            if answer.status >= 300:
+                raise _error_of(self._service.url, answer)
+            answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise _translated(self._service.url, error) from error
+
+    def close(self) -> None:
+        if self._http is not None:
+            self._http.close()
+            self._http = None
 
 
 class _Exchange:

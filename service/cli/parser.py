@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.protocol.errors import UnderstudyError
-from service.cli import points, runs
+from service.cli import arrows, drills, plans, points, runs, seed, verify
 
 EXPORT_FORMATS = ("raw", "qcow2", "vmdk", "vhdx")
 
@@ -150,27 +150,116 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=EXPORT_FORMATS, required=True)
     export.add_argument("out", metavar="OUT")
 
-    verify = commands.add(
-        "verify", points.verify, "read points back, check every block and the signed root", "verify --all"
-    )
-    verify.add_argument("point", metavar="POINT", nargs="?")
-    verify.add_argument("--all", action="store_true")
+    _add_verify(commands)
 
     _add_plan(commands)
+    _add_seed(commands)
     _add_runs(commands)
+    arrows.register(commands.add)
+    _add_drills(commands)
     return parser
 
 
+def _add_drills(commands: _Commands) -> None:
+    listing = commands.add(
+        "drills",
+        drills.standing,
+        "when each server was last proven bootable, and whose turn it is",
+        "drills",
+        "drills schedule --every 24h --window 01:00-05:00",
+        "drills schedule off",
+    )
+    actions = listing.add_subparsers(metavar="ACTION")
+    schedule = actions.add_parser(
+        "schedule", parents=[commands._shared], help="drill every server in turn, longest unproven first"
+    )
+    schedule.add_argument("off", nargs="?", choices=("off",), help="no more drills but by hand")
+    schedule.add_argument("--every", metavar="TIME", help="each server once in so long: 24h, 7d; or off")
+    schedule.add_argument("--window", metavar="HH:MM-HH:MM|off", help="when drills may begin, in UTC; off: at any time")
+    schedule.add_argument("--at-once", metavar="N", type=_at_least_one, help="how many side by side (default: 1)")
+    schedule.set_defaults(run=drills.schedule)
+
+    evidence = commands.add(
+        "evidence",
+        drills.evidence,
+        "what a drill has proven, signed; and whether somebody's copy is what was signed",
+        "evidence drill-1a2b3c4d --out proof",
+        "evidence verify proof/drill-1a2b3c4d.json --key sign.pub    (needs no service)",
+    )
+    evidence.add_argument("run_id", metavar="RUN|verify")
+    evidence.add_argument("file", metavar="FILE", nargs="?", help="with verify: the evidence's JSON file")
+    evidence.add_argument("--out", metavar="DIR", help="where to put it (default: a folder named like the run)")
+    evidence.add_argument("--key", metavar="PUBLIC.pem", help="with verify: pki/sign.pub of the service that signed it")
+
+
+def _add_verify(commands: _Commands) -> None:
+    command = commands.add(
+        "verify",
+        verify.verify,
+        "read points back, check every block and the signed root",
+        "verify --all",
+        "verify --heal pt-7f3k9q2m4x",
+        "verify --offline pt-7f3k9q2m4x.json --key sign.pub --volume 0=web01.qcow2",
+    )
+    command.add_argument("point", metavar="POINT", nargs="?")
+    command.add_argument("--all", action="store_true", help="every point, also those that cannot be used any more")
+    command.add_argument("--heal", action="store_true", help="put back what another copy or a signature can prove")
+    command.add_argument("--offline", metavar="MANIFEST", help="without a service: only this file and the public key")
+    command.add_argument("--key", metavar="PUBLIC.pem", help="with --offline: pki/sign.pub of the service")
+    command.add_argument(
+        "--volume",
+        metavar="N=IMAGE",
+        action="append",
+        default=[],
+        help="with --offline: a volume of the point as a raw or qcow2 file, compared with the signed root",
+    )
+
+
 def _add_plan(commands: _Commands) -> None:
-    plan = commands.add("plan", None, "recovery plans", "plan apply web01.yaml", "plan show web01")
+    plan = commands.add(
+        "plan", None, "recovery plans", "plan apply shop.yaml", "plan check shop", "plan show web01", "plan list"
+    )
     actions = plan.add_subparsers(required=True, metavar="ACTION")
     shared = commands._shared
-    apply = actions.add_parser("apply", parents=[shared], help="put a plan in place, or replace it")
+
+    def add(name: str, run: Run, text: str) -> argparse.ArgumentParser:
+        made = actions.add_parser(name, parents=[shared], help=text, description=text)
+        made.set_defaults(run=run)
+        return made
+
+    apply = add("apply", plans.apply, "put a plan in place, or replace it")
     apply.add_argument("file", metavar="FILE")
-    apply.set_defaults(run=points.plan_apply)
-    show = actions.add_parser("show", parents=[shared], help="a plan as YAML; a server without one has a default")
+    apply.add_argument("--draft", action="store_true", help="also with servers that are not protected yet")
+    show = add("show", plans.show, "a plan as YAML; a server without one has a default")
     show.add_argument("name", metavar="NAME")
-    show.set_defaults(run=points.plan_show)
+    check = add("check", plans.check, "would it work now? red (exit 1), amber or green, with reasons")
+    check.add_argument("name", metavar="NAME")
+    add("list", plans.list_plans, "all plans, and how they stood when they were last checked")
+    remove = add("remove", plans.remove, "remove a plan; its servers have their default plans then")
+    remove.add_argument("name", metavar="NAME")
+
+    caps = commands.add(
+        "caps",
+        plans.caps,
+        "what a tenant's runs may not exceed together; without options: as they are",
+        "caps",
+        "caps --instances 20 --price-per-hour 12.5",
+        "caps --price-per-hour none",
+    )
+    caps.add_argument("--instances", metavar="N|none")
+    caps.add_argument("--price-per-hour", metavar="AMOUNT|none")
+
+
+def _add_seed(commands: _Commands) -> None:
+    shared = commands._shared
+    actions = commands.add(
+        "seed", None, "a server's initial content, brought on a disk instead of sent", "seed import web01.seed"
+    ).add_subparsers(required=True, metavar="ACTION")
+    take_in = actions.add_parser(
+        "import", parents=[shared], help="take in the file that `understudy-agent seed --onto FILE` wrote"
+    )
+    take_in.add_argument("file", metavar="FILE")
+    take_in.set_defaults(run=seed.seed_import)
 
 
 def _add_runs(commands: _Commands) -> None:
@@ -185,21 +274,36 @@ def _add_runs(commands: _Commands) -> None:
     )
     panic.add_argument("target", metavar="PLAN|SERVER")
     panic.add_argument("--drill", action="store_true", help="in an isolated network; the source goes on")
-    panic.add_argument("--point", metavar="ID|latest|TIME", default="latest")
+    panic.add_argument(
+        "--point",
+        metavar="ID|latest|TIME",
+        help="else as the plan says; also latest-application, latest-bootable",
+    )
+    panic.add_argument("--ttl", metavar="TIME", help="after how long a drill is ended by itself (default: 2h)")
+    panic.add_argument(
+        "--declare-dead",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="this server's source is dead; may be repeated, and those not named are stopped by their agents first",
+    )
+    panic.add_argument("--fence", action="store_true", help="declare nothing dead: the sources' agents stop them first")
     panic.add_argument("--dry-run", action="store_true", help="print the steps and do nothing")
+    panic.add_argument("--over-cap", metavar="REASON", help="although it exceeds a cap; the reason is written down")
     panic.add_argument("--yes", action="store_true", help="do not ask")
     panic.set_defaults(confirms=True)
 
     failback = commands.add("failback", runs.failback, "the way home of a failed-over server", "failback failover-1a2b")
     failback.add_argument("run_id", metavar="RUN")
     failback.add_argument("--server", metavar="NAME", help="which, when the run booted several")
+    failback.add_argument("--grace", metavar="TIME", help="keep the instance for so long afterwards, like 2h")
     failback.add_argument("--dry-run", action="store_true")
     failback.add_argument("--yes", action="store_true", help="do not ask")
     failback.set_defaults(confirms=True)
 
     end = commands.add("end", runs.end, "end a run and remove all it made", "end drill-1a2b3c4d")
     end.add_argument("run_id", metavar="RUN")
-    end.add_argument("--force", action="store_true", help="even if something would be lost")
+    end.add_argument("--yes", "--force", dest="yes", action="store_true", help="even if something is lost: do not ask")
 
     retry = commands.add("retry", runs.retry, "go on with a failed run where it failed", "retry failover-1a2b3c4d")
     retry.add_argument("run_id", metavar="RUN")

@@ -1,4 +1,4 @@
-"""Commands about servers, their points, tokens and plans."""
+"""Commands about servers, their points and tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from agent.protocol.errors import NotFound, RecoveryError, StorageError, ToolMissing, UsageError
+from agent.protocol.errors import RecoveryError, StorageError, ToolMissing, UsageError
 from agent.protocol.frames import Kind, decode
 from agent.protocol.grid import BlockGrid
 from service.cli.client import Service
@@ -34,16 +34,29 @@ def list_servers(options: argparse.Namespace) -> None:
     rows = [
         [
             server["name"],
-            server["state"],
+            server["state"] + (f" since {server['state_since'][:19]}Z" if server["state_since"] else ""),
             duration(server["lag_seconds"]),
             server["last_seen_at"],
             size(sum(volume["size_bytes"] for volume in server["volumes"])),
             server["last_point"],
+            server["proven_at"] or ("never" if server["bootable"] is None else "NO"),
         ]
         for server in servers
     ]
     none = "no server is protected yet; begin with: understudy enroll-token"
-    emit(options, servers, table(["SERVER", "STATE", "LAG", "SEEN", "SIZE", "NEWEST POINT"], rows, none))
+    headings = ["SERVER", "STATE", "LAG", "SEEN", "SIZE", "NEWEST POINT", "PROVEN BOOTABLE"]
+    emit(options, servers, "\n".join([table(headings, rows, none), *filter(None, map(_stale_text, servers))]))
+
+
+def _stale_text(server: dict[str, Any]) -> str:
+    """A line about a machine that came though another is the server; empty where none did."""
+    stale = server["stale"]
+    if stale is None:
+        return ""
+    return (
+        f"{server['name']}: machine {stale['machine']} is not the server now, and was told to stand down at"
+        f" {stale['since']} (last seen {stale['seen_at']}); what it stopped: {stale['stopped'] or 'it has not said'}"
+    )
 
 
 def list_points(options: argparse.Namespace) -> None:
@@ -62,7 +75,9 @@ def list_points(options: argparse.Namespace) -> None:
         ]
         for point in points
     ]
-    emit(options, points, table(headings, rows, f"no points of {options.server} yet"))
+    held = [f"{point['id']} is held: {point['held_because']}" for point in points if point["held_because"]]
+    text = "\n".join([table(headings, rows, f"no points of {options.server} yet"), *held])
+    emit(options, points, text)
 
 
 def take(options: argparse.Namespace) -> None:
@@ -76,50 +91,6 @@ def take(options: argparse.Namespace) -> None:
         raise RecoveryError(f"{options.server} made no point: {command['error']}")
     point = service.get(f"/api/v1/points/{command['point']}", tenant=options.tenant)
     emit(options, point, f"{point['id']} taken at {point['taken_at']}, {size(point['sent_bytes'])} sent")
-
-
-def verify(options: argparse.Namespace) -> None:
-    """Every point is read, whatever is wrong with an earlier one; any damage fails the command."""
-    if (options.point is None) == (not options.all):
-        raise UsageError("verify what?", "name a point, or say --all")
-    service = Service.of(options)
-    wanted = _all_points(service, options) if options.all else [options.point]
-    results: list[dict[str, Any]] = []
-    for point_id in wanted:
-        result: dict[str, Any] = {"point": point_id, "ok": True, "error": None, "verified_at": None}
-        try:
-            for line in service.lines(f"/api/v1/points/{point_id}/verify", tenant=options.tenant):
-                if "point" in line:
-                    result["verified_at"] = line["point"]["verified_at"]
-                else:
-                    show_share(options, f"verify {point_id}", line["read_bytes"], line["size_bytes"])
-            show_share(options, "", 1, 1)
-        except NotFound:
-            if options.point:
-                raise
-            continue  # retention removed it since it was listed
-        except StorageError as error:
-            result |= {"ok": False, "error": str(error)}
-        results.append(result)
-        if not options.json:
-            print(f"{point_id}: " + ("every block and the signed root are sound" if result["ok"] else result["error"]))
-    if options.json:
-        emit(options, results if options.all else results[0], "")
-    damaged = [result["point"] for result in results if not result["ok"]]
-    if damaged:
-        raise StorageError(
-            f"{len(damaged)} of {len(results)} points could not be verified: {', '.join(damaged)}",
-            "until you know why, use another point; the next push makes a sound one",
-        )
-
-
-def _all_points(service: Service, options: argparse.Namespace) -> list[str]:
-    servers = service.get("/api/v1/servers", tenant=options.tenant)
-    return [
-        point["id"]
-        for server in servers
-        for point in service.get(f"/api/v1/servers/{server['name']}/points", tenant=options.tenant)
-    ]
 
 
 def export(options: argparse.Namespace) -> None:
@@ -175,23 +146,3 @@ def _converted(raw: Path, image_format: str) -> Path:
     if ended.returncode:
         raise StorageError(f"qemu-img cannot make {image_format}: {ended.stderr.strip().splitlines()[-1]}")
     return made
-
-
-def plan_apply(options: argparse.Namespace) -> None:
-    from recovery.plans import parse_plan
-
-    path = Path(options.file)
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", "name a YAML file") from None
-    plan = parse_plan(text, str(path))
-    done = Service.of(options).put(f"/api/v1/plans/{plan.name}", {"text": text}, tenant=options.tenant)
-    lines = [f"plan {plan.name} is in place: understudy panic {plan.name} --dry-run"]
-    lines += [f"  {name} is not protected yet" for name in done["missing"]]
-    emit(options, done, "\n".join(lines))
-
-
-def plan_show(options: argparse.Namespace) -> None:
-    plan = Service.of(options).get(f"/api/v1/plans/{options.name}", tenant=options.tenant)
-    emit(options, plan, plan["text"].rstrip())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
+
+from agent.protocol.errors import UsageError
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]], empty: str) -> str:
@@ -40,6 +43,14 @@ def duration(seconds: float | None) -> str:
 def instant(seconds: float | None) -> str:
     """Seconds since 1970 as UTC."""
     return "-" if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def seconds_of(text: str) -> float:
+    """`24h`, `90m`, `2d`, `600s`. Raises UsageError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if found is None:
+        raise UsageError(f"{text!r} is no length of time", "say it like 90m, 24h or 2d")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]
 
 
 def mark(value: bool | None) -> str:

@@ -79,3 +79,17 @@ def test_an_instance_that_was_handed_the_server_makes_the_daemon_stand_down(serv
     assert "instance" in complaint
     (document,) = json.loads(run("understudy", "servers", "--data", service.data, "--json").out)
     assert (document["state"], document["owner"], document["epoch"]) == ("failed_over", "instance", 2)
+    assert (document["stale"]["machine"], document["stale"]["since"] is not None) == (document["source"], True)
+
+
+def test_a_source_that_cannot_stop_itself_is_not_taken_over_unless_it_is_declared_dead(
+    service: Service, daemon: Agent
+) -> None:
+    run("understudy", "take", "web01", "--data", service.data, "--json").document  # noqa: B018  # asserts
+    refused = run("understudy", "panic", "web01", "--fence", "--yes", "--data", service.data).complaint
+    assert "allows no command 'fence'" in refused
+    (document,) = json.loads(run("understudy", "servers", "--data", service.data, "--json").out)
+    assert (document["state"], document["epoch"], document["stale"]) == ("protected", 1, None)
+    (failed,) = json.loads(run("understudy", "runs", "--data", service.data, "--json").out)
+    assert run("understudy", "end", failed["id"], "--data", service.data).code == 0
+    assert daemon.push().code == 0

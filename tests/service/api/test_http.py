@@ -119,7 +119,8 @@ def test_queries_that_are_not_right_are_refused(service: Service) -> None:
 
 
 def test_a_plan_is_kept_as_it_was_written(service: Service) -> None:
-    status, applied = ask(service, "PUT", "/api/v1/plans/shop", {"text": PLAN})
+    assert code(ask(service, "PUT", "/api/v1/plans/shop", {"text": PLAN})) == (400, "usage"), "nobody protects web01"
+    status, applied = ask(service, "PUT", "/api/v1/plans/shop", {"text": PLAN, "draft": True})
     assert (status, applied) == (200, {"name": "shop", "servers": ["web01"], "missing": ["web01"]})
     assert ask(service, "GET", "/api/v1/plans/shop") == (200, {"name": "shop", "text": PLAN})
     assert ask(service, "GET", "/api/v1/plans") == (200, ["shop"])

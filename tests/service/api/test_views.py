@@ -1,27 +1,7 @@
-from recovery.runs import Run, RunKind, Step, StepState
-from service.api.views import SILENT_SECONDS, proven_bootable, server_to_json, why_deaf
+from recovery.preflight import Proof
+from service.api.views import SILENT_SECONDS, point_to_json, server_proof_to_json, server_to_json, why_deaf
 from service.store.rows import ServerRow
 from tests.service.store.rows_for_tests import manifest
-
-
-def run(point: str, gate: StepState, error: str | None = None) -> Run:
-    args = {"instance_id": "i-1", "point": point}
-    steps = [
-        Step(name="launch", action="launch", args=args, state=StepState.DONE),
-        Step(name="gate", action="gate", args=args, state=gate, error=error),
-    ]
-    return Run(id="r", tenant="t", kind=RunKind.DRILL, plan="web01", steps=steps)
-
-
-def test_a_point_is_bootable_once_every_gate_of_a_run_held_and_the_newest_run_counts() -> None:
-    newest_first = [
-        run("a", StepState.DONE),
-        run("a", StepState.FAILED, "no answer"),
-        run("b", StepState.FAILED, "no answer"),
-        run("c", StepState.RUNNING),
-        run("d", StepState.FAILED, "called off: the run was ended"),
-    ]
-    assert proven_bootable(newest_first) == {"a": True, "b": False}
 
 
 def test_lag_is_the_age_of_the_newest_points_instant() -> None:
@@ -32,6 +12,27 @@ def test_lag_is_the_age_of_the_newest_points_instant() -> None:
     assert server_to_json(row, None, 90.0) | {"lag_seconds": None, "last_point": None} == server_to_json(
         row, None, 90.0
     )
+
+
+def test_a_point_says_why_it_is_there_though_newer_ones_would_do() -> None:
+    point = manifest("pt-1").point
+    assert point_to_json(point, None)["held_because"] is None
+    assert point_to_json(point, None, "run drill-1 needs it")["held_because"] == "run drill-1 needs it"
+
+
+def test_points_and_servers_say_whether_they_were_proven_bootable_and_when() -> None:
+    point = manifest("pt-1").point
+    held, failed = Proof(run="drill-1", at=0.0, held=True), Proof(run="drill-2", at=60.0, held=False)
+    shown = [(document["bootable"], document["proven_at"]) for document in (
+        point_to_json(point, None), point_to_json(point, held), server_proof_to_json(None, None),
+        server_proof_to_json(failed, held),
+    )]  # fmt: skip
+    assert shown == [
+        (None, None),
+        (True, "1970-01-01T00:00:00.000Z"),
+        (None, None),
+        (False, "1970-01-01T00:00:00.000Z"),
+    ]
 
 
 def test_a_command_to_an_agent_that_is_not_there_is_refused_at_once() -> None:

@@ -39,9 +39,9 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
 
 
 def test_json_is_one_document_and_nothing_else(service: Service, tmp_path: Path) -> None:
-    (tmp_path / "shop.yaml").write_text(PLAN)
-    for arguments in (["servers"], ["runs"], ["enroll-token"], ["plan", "apply", str(tmp_path / "shop.yaml")],
-                      ["plan", "show", "shop"]):  # fmt: skip
+    plan = _file(tmp_path, PLAN)
+    for arguments in (["servers"], ["runs"], ["enroll-token"], ["plan", "apply", "--draft", str(plan)],
+                      ["plan", "show", "shop"], ["plan", "list"], ["caps"]):  # fmt: skip
         ran = run("understudy", *arguments, "--data", service.data, "--json")
         assert (ran.code, ran.err) == (0, "")
         json.loads(ran.out)
@@ -97,6 +97,31 @@ def test_wrong_usage_exits_2(service: Service, arguments: list[str]) -> None:
     assert run("understudy", *arguments, "--data", service.data).code == 2
 
 
+def test_a_plan_that_would_not_work_is_red_and_fails_the_check(service: Service, tmp_path: Path) -> None:
+    text = PLAN.replace("shop", "lost")
+    refused = run("understudy", "plan", "apply", _file(tmp_path, text), "--data", service.data).complaint
+    assert "no server 'web01' is protected" in refused
+    assert run("understudy", "plan", "apply", _file(tmp_path, text), "--draft", "--data", service.data).code == 0
+    checked = run("understudy", "plan", "check", "lost", "--data", service.data)
+    assert "plan lost: RED\n  red: plan lost: no server 'web01' is protected" in checked.out
+    assert "would not work as it should" in checked.complaint
+    listed = run("understudy", "plan", "list", "--data", service.data, "--json").document
+    assert ("lost", "red") in [(entry["plan"], entry["level"]) for entry in listed]
+    assert run("understudy", "plan", "remove", "lost", "--data", service.data).code == 0
+    assert "lost" in run("understudy", "plan", "check", "lost", "--data", service.data).complaint
+
+
+def test_caps_are_set_one_by_one_and_taken_away_again(service: Service) -> None:
+    def caps(*arguments: str) -> object:
+        return run("understudy", "caps", *arguments, "--data", service.data, "--json").document
+
+    assert caps() == {"instances": None, "price_per_hour": None}
+    assert caps("--instances", "20") == {"instances": 20, "price_per_hour": None}
+    assert caps("--price-per-hour", "12.5") == {"instances": 20, "price_per_hour": 12.5}
+    assert caps("--instances", "none", "--price-per-hour", "none") == {"instances": None, "price_per_hour": None}
+    assert "is no number" in run("understudy", "caps", "--instances", "many", "--data", service.data).complaint
+
+
 def test_on_a_terminal_the_button_needs_no_yes(service: Service) -> None:
     ours, theirs = pty.openpty()
     command = [str(BINARIES / "understudy"), "panic", "nobody", "--data", str(service.data)]
@@ -128,7 +153,7 @@ def test_the_operators_token_is_private_and_survives_a_kill_like_all_that_was_co
         path = service.data / "admin-token"
         assert path.stat().st_mode & 0o777 == 0o600
         token = path.read_text()
-        run("understudy", "plan", "apply", _file(tmp_path, PLAN), "--data", service.data, "--json")
+        run("understudy", "plan", "apply", _file(tmp_path, PLAN), "--draft", "--data", service.data, "--json")
         service.kill()
         service.start()
         assert path.read_text() == token
