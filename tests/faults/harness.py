@@ -318,9 +318,15 @@ class Ballast:
         self._path = folder / "ballast"
 
     def fill(self, leave_bytes: int = 0) -> None:
-        free = shutil.disk_usage(self._path.parent).free
-        with open(self._path, "ab") as file, contextlib.suppress(OSError):  # somebody else may have been quicker
-            os.posix_fallocate(file.fileno(), file.tell(), max(1, free - leave_bytes))
+        """Take all but `leave_bytes`, piece by piece: of a request that does not fit whole, because somebody else was
+        quicker, tmpfs gives nothing at all."""
+        piece_bytes = 16 << 20
+        with open(self._path, "ab") as file:
+            while (free := shutil.disk_usage(self._path.parent).free - leave_bytes) > 0 and piece_bytes >= 4096:
+                try:
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, min(free, piece_bytes))
+                except OSError:
+                    piece_bytes //= 2
 
     def empty(self) -> None:
         self._path.unlink(missing_ok=True)

@@ -63,9 +63,11 @@ class Simulation:
             self.service.start()
         self.ledger.check(self.service, *self.images)
         began = time.monotonic()
-        self.ledger.reported(self.agent.push(), *self.images)
+        pushed = self.agent.push()
         self.push_seconds = time.monotonic() - began
-        self.ledger.check(self.service)
+        # a commit that a full disk cut when there was no way back is carried on by this push: two points, in order
+        listed = self.ledger.check(self.service, *self.images)
+        assert self.ledger.reported(pushed, *self.images) == listed[0]
         return done
 
     def note(self, pushing: object) -> None:

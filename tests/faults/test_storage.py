@@ -61,10 +61,11 @@ class TestFull:
             agent.protect(image)
             ledger.reported(agent.push(), image)
             make_image(image, random.Random(2), 24 << 20)
-            relay.arm(Fault(Harm.STALL, after_bytes=1 << 20, seconds=1.0))
+            relay.arm(Fault(Harm.STALL, after_bytes=1 << 20, seconds=120.0))
             pushing = agent.begin("push")
             assert relay.struck.wait(60)
             ballast.fill()
+            relay.disarm()
             assert "space" in ended(pushing).complaint
             ledger.check(service)
             service.kill()

@@ -1,0 +1,190 @@
+"""Who comes back: an agent after weeks, a receiver from a backup, a disk that was replaced.
+
+Each ends in the least work that is right: what counts as changed and what passes the line is what really differs."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.harness import Agent, Ledger, Service, nothing_left_behind
+from tests.faults.images import BLOCK, make_image
+
+SIZE = 16 << 20
+DIGESTS_BYTES = SIZE // BLOCK * 40
+"""What it takes to offer every block of the image: index and digest of each."""
+CHATTER_BYTES = 64 << 10
+"""Handshakes, JSON, headers."""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    made = Service(folder, "--keep", "3", env={"UNDERSTUDY_ACCEL": "tcg"})
+    made.start()
+    yield made
+    assert made.stop() == 0, made.log()[-4000:]
+    assert nothing_left_behind(folder) == []
+
+
+@pytest.fixture
+def agent(tmp_path: Path, service: Service) -> Agent:
+    made = Agent(tmp_path / "agent", service)
+    made.enroll(f"web-{tmp_path.name[-40:]}")
+    return made
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return make_image(tmp_path / "disk.raw", random.Random(1), SIZE)
+
+
+@pytest.fixture
+def ledger(agent: Agent, tmp_path: Path) -> Ledger:
+    return Ledger(agent, tmp_path, keep=3)
+
+
+def overwrite(image: Path, blocks: list[int], seed: int) -> int:
+    """Fill these blocks with what cannot be compressed; returns how many bytes that are."""
+    rng = random.Random(seed)
+    with open(image, "r+b") as file:
+        for block in blocks:
+            file.seek(block * BLOCK)
+            file.write(rng.randbytes(BLOCK))
+    return len(blocks) * BLOCK
+
+
+@pytest.mark.long
+def test_an_agent_that_comes_back_after_weeks_sends_what_changed_since(
+    agent: Agent, image: Path, ledger: Ledger, service: Service
+) -> None:
+    agent.protect(image)
+    ledger.reported(agent.push(), image)
+    service.kill()  # the weeks see restarts, too
+    service.start()
+    changed = overwrite(image, list(range(0, 250, 5)), 2)
+    pushed = agent.push()
+    assert pushed.document["changed_bytes"] == changed
+    assert pushed.document["sent_bytes"] < changed + CHATTER_BYTES
+    ledger.reported(pushed, image)
+    ledger.check(service)
+
+
+def test_an_agent_that_lost_its_cache_sends_digests_and_what_changed(
+    agent: Agent, image: Path, ledger: Ledger, service: Service
+) -> None:
+    agent.protect(image)
+    ledger.reported(agent.push(), image)
+    shutil.rmtree(agent.folder / "volumes")
+    changed = overwrite(image, [7, 8, 200], 2)
+    pushed = agent.push()
+    assert pushed.document["changed_bytes"] == changed
+    assert pushed.document["sent_bytes"] < changed + DIGESTS_BYTES + CHATTER_BYTES
+    ledger.reported(pushed, image)
+    ledger.check(service)
+
+
+def test_a_cache_that_is_wrong_is_noticed_before_it_is_trusted(
+    agent: Agent, image: Path, ledger: Ledger, service: Service
+) -> None:
+    agent.protect(image)
+    ledger.reported(agent.push(), image)
+    (cached,) = (agent.folder / "volumes").glob("*/digests")
+    with open(cached, "r+b") as file:
+        file.seek(100 * 32)
+        file.write(b"\xff" * 32)
+    changed = overwrite(image, [100], 2)
+    pushed = agent.push()
+    assert pushed.document["changed_bytes"] == changed
+    ledger.reported(pushed, image)
+    ledger.check(service)
+
+
+@pytest.mark.long
+def test_a_receiver_restored_from_yesterdays_backup_gets_what_it_lacks_and_no_more(
+    agent: Agent, image: Path, ledger: Ledger, service: Service, tmp_path: Path
+) -> None:
+    agent.protect(image)
+    yesterday = ledger.reported(agent.push(), image)
+    service.stop()
+    backup = tmp_path / "backup"
+    shutil.copytree(service.data, backup, symlinks=True)
+    service.start()
+    changed = overwrite(image, [1, 2, 3, 240], 2)
+    lost = ledger.reported(agent.push(), image)
+    service.kill()
+    shutil.rmtree(service.data)
+    shutil.copytree(backup, service.data, symlinks=True)
+    service.start()
+    assert [point["id"] for point in service.points(agent.server_name)] == [yesterday]
+    changed += overwrite(image, [50], 3)
+    pushed = agent.push()
+    assert pushed.document["changed_bytes"] == changed
+    assert pushed.document["sent_bytes"] < changed + DIGESTS_BYTES + CHATTER_BYTES
+    del ledger.sums[lost]  # made after the backup
+    ledger.reported(pushed, image)
+    ledger.check(service)
+
+
+def test_a_replaced_disk_with_the_same_content_elsewhere_costs_digests_and_no_content(
+    agent: Agent, image: Path, ledger: Ledger, service: Service, tmp_path: Path
+) -> None:
+    """The path is the volume's identity: a symlink leads to another disk from now on."""
+    link = tmp_path / "disk"
+    link.symlink_to(image)
+    agent.protect(link)
+    ledger.reported(agent.push(), image)
+    new = tmp_path / "new.raw"
+    shutil.copyfile(image, new)
+    changed = overwrite(new, [10, 11], 4)
+    link.unlink()
+    link.symlink_to(new)
+    pushed = agent.push()
+    assert pushed.document["changed_bytes"] == changed
+    assert pushed.document["sent_bytes"] < changed + DIGESTS_BYTES + CHATTER_BYTES
+    ledger.reported(pushed, new)
+    ledger.check(service)
+
+
+@pytest.mark.long
+def test_a_replaced_disk_that_is_larger_and_empty_is_taken_as_it_is(
+    agent: Agent, image: Path, ledger: Ledger, service: Service, tmp_path: Path
+) -> None:
+    link = tmp_path / "disk"
+    link.symlink_to(image)
+    agent.protect(link)
+    ledger.reported(agent.push(), image)
+    new = tmp_path / "new.raw"
+    with open(new, "wb") as file:
+        file.truncate(2 * SIZE)
+    overwrite(new, [500], 5)
+    link.unlink()
+    link.symlink_to(new)
+    pushed = agent.push()
+    assert pushed.document["sent_bytes"] < BLOCK + 2 * DIGESTS_BYTES + CHATTER_BYTES
+    ledger.reported(pushed, new)
+    ledger.check(service)
+
+
+@pytest.mark.long
+def test_a_replacement_machine_that_restored_the_disk_sends_what_differs(
+    agent: Agent, image: Path, ledger: Ledger, service: Service, tmp_path: Path
+) -> None:
+    """A new enrolment under the same name: no cache at all, and the replica is found by digests."""
+    agent.protect(image)
+    ledger.reported(agent.push(), image)
+    again = Agent(tmp_path / "again", service)
+    again.enroll(agent.server_name)
+    again.protect(image)
+    assert json.loads((again.folder / "identity.json").read_text())["server_id"] == agent.server_id
+    changed = overwrite(image, [9], 6)
+    pushed = again.push()
+    assert pushed.document["changed_bytes"] == changed
+    assert pushed.document["sent_bytes"] < changed + DIGESTS_BYTES + CHATTER_BYTES
+    ledger.reported(pushed, image)
+    ledger.check(service)
