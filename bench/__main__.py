@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -12,7 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import boot, peers, replication, tables, workload
+from bench import boot, engine, peers, planning, replication, tables, verify, workload
+from bench.borg import Borg
 from bench.measure import BenchError
 
 HERE = Path(__file__).resolve().parent
@@ -66,14 +68,22 @@ def _measure(work: Path, options: argparse.Namespace, size_mib: int, rounds: int
             "changed_bytes": made.changed_bytes,
         }
         rows = tables.replication_rows(replication.measure(made, work, rounds, _report))
+        rows += tables.engine_rows(engine.measure(made, images, work / "engine", _report))
         document["replication"] = [tables.row_document(row) for row in rows]
         print(f"\n## Replication\nImage: {size_mib} MiB, {made.data_bytes // MIB} MiB not zero, "
               f"a day's change {made.changed_bytes / MIB:.1f} MiB in 4 KiB pages ({made.origin}).\n"
               "Ours: understudy-agent and understudy serve over TLS 1.3, synced to disk. "
               f"Peers, plain TCP, nothing synced: {_peers(document['peers'])}.\n"
-              f"`{peers.Restic.flags}`; `{peers.Rsync.flags}`.\n")  # fmt: skip
-        print(tables.replication_table(rows), flush=True)
+              f"`{Borg.flags}`; `{peers.Restic.flags}`; `{peers.Rsync.flags}`.\n"
+              "A target is a figure of another machine and another image; ratios to peers travel.\n")  # fmt: skip
+        print(tables.table(rows), flush=True)
+        print("\n## Verifying\n")
+        verified = verify.measure(work / "verify", min(size_mib, 2048), rounds, _report)
+        document["verify"] = dataclasses.asdict(verified)
+        print(verify.table(verified), flush=True)
     if options.only != "replication":
+        print("\n## Planning\n", flush=True)
+        planning.main()
         print("\n## Panic beside booting by hand\n")
         try:
             boots = boot.measure(work / "boot", rounds, _report)

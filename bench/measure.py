@@ -88,6 +88,25 @@ def processor_seconds(pid: int) -> float:
     return total
 
 
+def descendants(pid: int) -> set[int]:
+    """A process's children and theirs, as far as they still run."""
+    found: set[int] = set()
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                found |= {child} | descendants(child)
+    return found
+
+
+def anonymous_mib(pid: int) -> float:
+    """A process's own memory in MiB; 0 once it has ended."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
 def median(costs: Sequence[Cost]) -> Cost:
     """The median of each figure for itself."""
     wire = [cost.wire_bytes for cost in costs if cost.wire_bytes is not None]

@@ -17,11 +17,11 @@ from pathlib import Path
 from bench.measure import BenchError, Cost, environment, timed
 
 START_SECONDS = 20.0
-PACKAGES = ("restic", "rclone", "rsync")
+PACKAGES = {"restic": "restic", "rclone": "rclone", "rsync": "rsync", "borg": "borgbackup"}
 
 
 def missing() -> list[str]:
-    return [name for name in PACKAGES if shutil.which(name) is None]
+    return [package for program, package in PACKAGES.items() if shutil.which(program) is None]
 
 
 def install() -> None:
@@ -38,7 +38,8 @@ def install() -> None:
 
 def versions() -> dict[str, str]:
     """Of the peers that are here."""
-    asked = {"restic": ["restic", "version"], "rclone": ["rclone", "version"], "rsync": ["rsync", "--version"]}
+    asked = {"restic": ["restic", "version"], "rclone": ["rclone", "version"], "rsync": ["rsync", "--version"],
+             "borg": ["borg", "--version"]}  # fmt: skip
     found = {}
     for name, command in asked.items():
         if shutil.which(name):
@@ -75,12 +76,12 @@ class Restic:
             raise
 
     def push(self) -> Cost:
-        before = _size_bytes(self._repository)
+        before = directory_bytes(self._repository)
         done = timed(("restic", "backup", "--force", self._source), env=self._env, servers=[self._server.pid])
         return Cost(
             seconds=done.seconds,
             cpu_seconds=done.cpu_seconds,
-            wire_bytes=_size_bytes(self._repository) - before,  # what went over is what lies there
+            wire_bytes=directory_bytes(self._repository) - before,  # what went over is what lies there
         )
 
     def target(self, folder: Path) -> Path:
@@ -174,5 +175,5 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _size_bytes(folder: Path) -> int:
+def directory_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from bench.borg import Borg
 from bench.measure import BenchError, Cost, median, timed
 from bench.peers import Restic, Rsync
 from bench.service import Understudy
@@ -24,8 +25,9 @@ STEPS = {
     "pull-empty": "pull onto an empty file",
     "pull-yesterday": "pull onto yesterday's image",
 }
-CONTENDERS = (Understudy, Restic, Rsync)
-READERS = {"data": "read + BLAKE3, holes skipped", "whole": "read + BLAKE3, whole file"}
+PEERS = (Borg, Restic, Rsync)
+CONTENDERS = (Understudy, *PEERS)
+READERS = {"data": "read + BLAKE3, one thread", "threads": "read + BLAKE3, two threads"}
 
 
 class Contender(Protocol):
@@ -109,7 +111,12 @@ class _Round:
 
     def _push(self, step: str) -> None:
         for name, contender in self._contenders.items():
+            self._warm()
             self._note(name, step, contender.push())
+
+    def _warm(self) -> None:
+        """Read the source once: it is to be in the page cache for everybody, not only for who comes last."""
+        subprocess.run(["dd", f"if={self._source}", f"of={os.devnull}", "bs=4M"], check=True, capture_output=True)
 
     def _pull(self, step: str, onto: Path | None) -> None:
         for name, contender in self._contenders.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ START_SECONDS = 120.0
 
 
 class Service:
-    """One `understudy serve` on loopback; a context manager. `accel` forces the accelerator, so that none is probed."""
+    """One `understudy serve`; a context manager. `accel` forces the accelerator, so that none is probed.
+    `prefix`: a command that runs it and its operator, such as one that enters a network namespace."""
 
-    def __init__(self, folder: Path, accel: str | None) -> None:
-        folder.mkdir(parents=True)
+    def __init__(
+        self, folder: Path, accel: str | None, *, listen: str = "127.0.0.1:0", prefix: Sequence[str] = ()
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.data = folder / "data"
+        self._listen, self._prefix = listen, tuple(prefix)
         self._log = folder / "service.log"
         self._env = environment({"UNDERSTUDY_ACCEL": accel} if accel else {})
         self._process: subprocess.Popen[str] | None = None
@@ -28,7 +33,7 @@ class Service:
     def __enter__(self) -> Service:
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [PROGRAMS / "understudy", "serve", "--data", self.data, "--listen", "127.0.0.1:0"],
+                [*self._prefix, PROGRAMS / "understudy", "serve", "--data", self.data, "--listen", self._listen],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -62,7 +67,7 @@ class Service:
 
     def ask(self, *arguments: str | Path) -> Any:
         """An operator's command; the document it prints."""
-        done = timed([PROGRAMS / "understudy", *arguments, "--data", self.data, "--json"])
+        done = timed([*self._prefix, PROGRAMS / "understudy", *arguments, "--data", self.data, "--json"])
         return json.loads(done.out)
 
 
@@ -82,8 +87,7 @@ class Understudy:
             raise
 
     def push(self) -> Cost:
-        done = timed(agent_command(self._state, "push", "--json"), servers=[self.service.pid])
-        return Cost(seconds=done.seconds, cpu_seconds=done.cpu_seconds, wire_bytes=json.loads(done.out)["sent_bytes"])
+        return pushed(self.service, self._state)
 
     def target(self, folder: Path) -> Path:
         return folder / "disk.img"
@@ -105,6 +109,12 @@ def enroll(service: Service, state: Path, name: str, source: Path) -> None:
     token = service.ask("enroll-token", "--name", name)["token"]
     timed(agent_command(state, "enroll", service.url, token, "--json"))
     timed(agent_command(state, "protect", source, "--json"))
+
+
+def pushed(service: Service, state: Path) -> Cost:
+    """One push of the agent whose state folder this is."""
+    done = timed(agent_command(state, "push", "--json"), servers=[service.pid])
+    return Cost(seconds=done.seconds, cpu_seconds=done.cpu_seconds, wire_bytes=json.loads(done.out)["sent_bytes"])
 
 
 def agent_command(state: Path, *arguments: str | Path) -> list[str | Path]:

@@ -65,6 +65,18 @@ def make(folder: Path, size_mib: int) -> Workload:
     )
 
 
+def make_variant(folder: Path, size_mib: int, variant: str) -> Path | None:
+    """Another server's disk: `clone` of the base image with own data, `reinstall`: the same files laid out anew.
+
+    None where ../shared/workload is absent. Raises BenchError."""
+    image = folder / f"{variant}.img"
+    python = _python_with_numpy() if (SHARED / "make_disk.py").exists() else None
+    if not image.exists() and python is not None:
+        size = f"{size_mib / 1024:g}"
+        _run([python, SHARED / "make_disk.py", "--size-gib", size, "--seed", "1", "--variant", variant, "--out", image])
+    return image if image.exists() else None
+
+
 def _python_with_numpy() -> str | None:
     """A Python that has numpy, and is safe for make_disk.py: that copies the folder which the interpreter's
     installation lies in, and for a Python in /usr that is /, /proc and all, until the disk is full."""
