@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import ssl
 import time
@@ -60,7 +61,9 @@ class Gatekeeper:
     def serial_of(request: web.Request) -> str:
         """The serial of the certificate that the other end showed; TLS has checked it. Raises AuthError (none)."""
         connection: ssl.SSLObject | None = request.get_extra_info("ssl_object")
-        certificate = connection.getpeercert() if connection is not None else None
+        certificate = None
+        with contextlib.suppress(ValueError):  # a connection that has broken since its request came knows none any more
+            certificate = connection.getpeercert() if connection is not None else None
         if not certificate:
             raise AuthError("this needs an agent's certificate", "enrol first: understudy-agent enroll URL TOKEN")
         return f"{int(str(certificate['serialNumber']), 16):x}"
