@@ -17,7 +17,7 @@ import atheris
 
 MEMORY_MIB = 1024
 MOST_INPUT_BYTES = 1 << 16
-ONE_INPUT_SECONDS = 10
+ONE_INPUT_SECONDS = 120
 CORPUS = Path(__file__).parent / "corpus"
 
 
