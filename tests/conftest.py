@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,8 @@ settings.load_profile(os.environ.get("UNDERSTUDY_EXAMPLES", "same"))
 
 
 def pytest_sessionstart() -> None:
-    """Whether KVM works takes eight seconds of a processor to find out where it does not: not in every service."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # mounts and processes go with a run that is ended
+    # whether KVM works takes eight seconds of a processor to find out where it does not: not in every service
     if accel.ENVIRONMENT not in os.environ:
         _CACHE.mkdir(exist_ok=True)
         os.environ[accel.ENVIRONMENT] = accel.choose(_CACHE, None)
