@@ -16,7 +16,7 @@ test:  ## all tests but the long ones
 	$(PYTHON) -m pytest -m "not long"
 
 test-long:  ## every test
-	@scripts/setup test
+	@scripts/setup test-long
 	$(PYTHON) -m pytest
 
 check:  ## lint, format and types

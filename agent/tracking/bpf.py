@@ -30,6 +30,7 @@ _PROG_TYPE_RAW_TRACEPOINT = 17
 _INFO_BYTES = 256
 _RECURSION_MISSES_AT = 208  # u64 recursion_misses in struct bpf_prog_info
 _LOG_BYTES = 1 << 20
+_LOAD_TRIES = 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -98,16 +99,24 @@ def load_program(instructions: bytes) -> int:
 
     what = "loading a BPF program"
     try:
-        return _bpf(what, _PROG_LOAD, attributes(None))[0]
+        return _load(what, attributes(None))
     except OSError as error:
         log = ctypes.create_string_buffer(_LOG_BYTES)
         try:
-            return _bpf(what, _PROG_LOAD, attributes(log))[0]
+            return _load(what, attributes(log))
         except OSError:
             # The first refusal is the one to report: the second may only say that the log did not fit.
             last_lines = log.value.decode(errors="replace").strip().splitlines()[-3:]
             text = f"{what}: {os.strerror(error.errno or 0)}"
             raise OSError(error.errno, "; ".join([text, *last_lines])) from error
+
+
+def _load(what: str, attributes: bytes) -> int:
+    """A signal to the process ends the verifier's work with EAGAIN: it is asked again, as libbpf does."""
+    for _ in range(_LOAD_TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            return _bpf(what, _PROG_LOAD, attributes)[0]
+    return _bpf(what, _PROG_LOAD, attributes)[0]
 
 
 def attach_raw_tracepoint(program: int, name: str) -> int:

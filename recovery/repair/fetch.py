@@ -23,6 +23,7 @@ _OTHERS = ("busybox-static", "lvm2", "dmsetup", "ntfs-3g")
 
 def fetch(folder: Path) -> None:
     """Fill `folder`, which appears whole or not; there already: does nothing. Raises ToolMissing, StorageError."""
+    folder = folder.absolute()  # the tools run elsewhere
     if folder.exists():
         return
     with storage_errors(f"make {folder}"):

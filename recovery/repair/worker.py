@@ -71,31 +71,32 @@ class Worker:
 
     def __enter__(self) -> Worker:
         with contextlib.ExitStack() as undo:
-            folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="understudy-worker-")))
             image = worker_image.build(self._brought)
             self._loads = image.loads
-            archive = folder / "archive"
-            archive.write_bytes(image.archive)
-            self._log = folder / "qemu.log"
+            # files without names: a service that is killed leaves nothing behind
+            archive = undo.enter_context(tempfile.TemporaryFile())
+            archive.write(image.archive)
+            archive.flush()
+            self._log = undo.enter_context(tempfile.TemporaryFile())
             self._port, port = socket.socketpair()
             undo.enter_context(self._port)
             read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self._console = undo.enter_context(open(read_end, "rb", buffering=0))
             fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, _CONSOLE_BYTES)
-            with port, open(write_end, "wb") as console, open(self._log, "wb") as log:
+            with port, open(write_end, "wb") as console:
                 self._qemu = subprocess.Popen(
-                    self._command(image.kernel, archive, port.fileno(), console.fileno()),
+                    self._command(image.kernel, archive.fileno(), port.fileno(), console.fileno()),
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=[port.fileno(), console.fileno()],
+                    stdout=self._log,
+                    stderr=self._log,
+                    pass_fds=[archive.fileno(), port.fileno(), console.fileno()],
                     start_new_session=True,
                 )
             undo.callback(self._end)
             deadline = time.monotonic() + START_SECONDS
             if self._line(deadline) != "ready":
                 raise self._lost("said something else than that it is ready")
-            archive.unlink()  # loaded; a service that is killed leaves little behind
+            archive.truncate(0)  # it was loaded
             self._stack = undo.pop_all()
         return self
 
@@ -156,13 +157,13 @@ class Worker:
         if self._qemu.returncode != 0:
             raise self._lost(f"ended with status {self._qemu.returncode}")
 
-    def _command(self, kernel: Path, archive: Path, port: int, console: int) -> list[str]:
+    def _command(self, kernel: Path, archive: int, port: int, console: int) -> list[str]:
         command = [tool("setpriv"), "--pdeathsig", "KILL", tool("qemu-system-x86_64")]
         command += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none"]
         command += ["-machine", "pc", "-accel", KVM if self._accel == KVM else "tcg"]
         command += ["-cpu", "host" if self._accel == KVM else "max", "-m", f"{MEMORY_MIB}M"]
         command += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
-        command += ["-kernel", str(kernel), "-initrd", str(archive), "-append", _COMMAND_LINE]
+        command += ["-kernel", str(kernel), "-initrd", f"/proc/self/fd/{archive}", "-append", _COMMAND_LINE]
         # a pipe that is read when all is over: a kernel that talks without end waits, and fills no disk
         command += ["-serial", f"file:/proc/self/fd/{console}"]
         command += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=port,fd={port}"]
@@ -228,7 +229,8 @@ class Worker:
         if self._qemu.poll() is None:
             self._qemu.kill()
         self._qemu.wait()
-        said = plain(last_line(self._log.read_text(errors="replace")))
+        self._log.seek(0)
+        said = plain(last_line(self._log.read().decode(errors="replace")))
         if said:
             return SiteError(f"the worker for boot repair does not run: {said}")
         last = plain(last_line(self._console_text()))

@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from agent.client import pinned_context
 from agent.transport import LinePool
+from tests.patience import PATIENCE_SECONDS
 
 MIB = 1 << 20
 
@@ -35,7 +36,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.bodies.append(body)
         if self.path == "/wait":
             server.waiting.set()
-            server.go_on.wait(30)
+            server.go_on.wait(PATIENCE_SECONDS)
         self.send_response(418 if self.path == "/teapot" else 200)
         answer = body[::-1]
         self.send_header("Content-Length", str(len(answer)))
@@ -162,9 +163,9 @@ def test_closing_wakes_who_waits_for_an_answer(server: Server, pool: LinePool) -
 
     asking = threading.Thread(target=ask)
     asking.start()
-    assert server.waiting.wait(10)
+    assert server.waiting.wait(PATIENCE_SECONDS)
     pool.close()
-    asking.join(10)
+    asking.join(PATIENCE_SECONDS)
     assert not asking.is_alive() and len(failures) == 1
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE_SECONDS
+
 ORDERS = Path(__file__).parents[2] / "demo/orders/orders.py"
 Shop = Callable[..., tuple[subprocess.Popen[str], str]]
 
@@ -46,7 +48,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 
 def get(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=10) as reply:
+        with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as reply:
             return reply.status, reply.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -125,4 +127,4 @@ def test_sigterm_ends_it_cleanly(shop: Shop) -> None:
     process, url = shop()
     wait_for_orders(url, 1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_SECONDS) == 0

@@ -16,18 +16,19 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE_SECONDS
+from tests.ports import free_port
+
 BINARIES = Path(sys.executable).parent
-PATIENCE_SECONDS = 120.0
-"""No step of any test takes nearly as long; what takes longer hangs."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,6 @@ def run(program: str, *arguments: str | Path, env: dict[str, str] | None = None,
         stdin=subprocess.DEVNULL,
     )
     return Ran(f"{program} {' '.join(map(str, arguments))}", done.returncode, done.stdout, done.stderr)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Service:
@@ -300,7 +295,14 @@ class Ledger:
 
 
 def nothing_left_behind(folder: Path) -> list[str]:
-    """Processes that still work on something below `folder`."""
+    """Processes that still work on something below `folder`, when those that are just ending had time for it."""
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while (found := _working_below(folder)) and time.monotonic() < limit:
+        time.sleep(0.05)
+    return found
+
+
+def _working_below(folder: Path) -> list[str]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and entry.name != str(os.getpid()):
@@ -350,7 +352,15 @@ def mounted(device: str, folder: Path, *options: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", folder], check=True)
+        unmount(folder)
+
+
+def unmount(folder: Path) -> None:
+    """A process that was killed a moment ago may hold the filesystem until it is gone."""
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while (done := subprocess.run(["umount", folder], check=False, capture_output=True, text=True)).returncode:
+        assert time.monotonic() < limit, done.stderr
+        time.sleep(0.05)
 
 
 def path_without(folder: Path, *missing: str) -> str:

@@ -17,6 +17,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -65,6 +66,8 @@ class Relay:
         self.port = int(self._listening.getsockname()[1])
         self.url = f"https://127.0.0.1:{self.port}"
         self.struck = threading.Event()
+        self.meanwhile: Callable[[], None] = lambda: None
+        """Called before each piece passes towards the service, which waits for it."""
         self._lock = threading.Lock()
         self._lines: list[_Line] = []
         self._fault: Fault | None = None
@@ -86,7 +89,7 @@ class Relay:
         for line in self._present():
             line.shut()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(60)
         self._listening.close()
 
     def arm(self, fault: Fault) -> None:
@@ -120,7 +123,7 @@ class Relay:
             try:
                 if time.monotonic() < self._refused_until:
                     raise ConnectionRefusedError
-                far = socket.create_connection(self._target, timeout=10)
+                far = socket.create_connection(self._target, timeout=60)
             except OSError:
                 _reset(near)
                 near.close()
@@ -129,6 +132,8 @@ class Relay:
             line = _Line(near, far)
             with self._lock:
                 self._lines.append(line)
+            if self._closed:
+                line.shut()
             self._spawn(self._pump, line, near, far, True)
             self._spawn(self._pump, line, far, near, False)
 
@@ -136,6 +141,7 @@ class Relay:
         with contextlib.suppress(OSError):
             while data := source.recv(_CHUNK_BYTES):
                 if upward:
+                    self.meanwhile()
                     line.sent += data[: max(0, (1 << 20) - len(line.sent))]
                     data = self._pass(line, data)
                 self._wait(line, len(data))
@@ -197,7 +203,7 @@ class Relay:
             line.shut(reset=True)
 
     def _replay(self, sent: bytes) -> None:
-        with contextlib.suppress(OSError), socket.create_connection(self._target, timeout=5) as again:
+        with contextlib.suppress(OSError), socket.create_connection(self._target, timeout=60) as again:
             again.sendall(sent)
             while again.recv(_CHUNK_BYTES):
                 pass

@@ -8,8 +8,7 @@ import shutil
 import sqlite3
 import struct
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,10 @@ import pytest
 
 from tests.faults.harness import Agent, Ledger, Service, ended, nothing_left_behind, run
 from tests.faults.test_boot import boot_sector
-from tests.recovery.repair.images import CACHE
+from tests.patience import PATIENCE_SECONDS, eventually
+from tests.recovery.repair.conftest import worker_parts
+
+__all__ = ["worker_parts"]
 
 pytestmark = [
     pytest.mark.qemu,
@@ -37,14 +39,6 @@ groups:
 """
 
 
-def eventually(look: Callable[[], Any], limit_seconds: float = 90.0) -> Any:
-    deadline = time.monotonic() + limit_seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.2)
-    return found
-
-
 def newest_run(service: Service) -> dict[str, Any]:
     found: dict[str, Any] = service.ask("runs", "--json").document[0]
     return found
@@ -54,6 +48,13 @@ def apply(service: Service, folder: Path, awaited: str) -> None:
     plan = folder / "plan.yaml"
     plan.write_text(PLAN.format(awaited=awaited))
     assert service.ask("plan", "apply", plan).code == 0
+
+
+def changed(service: Service, statement: str, *values: str) -> None:
+    """Something in the service's database, behind its back."""
+    with sqlite3.connect(service.data / "understudy.sqlite", timeout=PATIENCE_SECONDS) as database:
+        database.execute(statement, values)
+    database.close()
 
 
 def instances(service: Service) -> list[Path]:
@@ -70,12 +71,9 @@ def guest(protected: Agent, image: Path, ledger: Ledger) -> Agent:
 
 
 @pytest.fixture
-def checking_service(tmp_path: Path) -> Iterator[Service]:
-    """A service that can check filesystems: its worker is made of what `recovery.repair.fetch` has put into .cache."""
-    if not (CACHE / "worker" / "boot").exists() and not list(Path("/boot").glob("vmlinuz-*")):
-        pytest.skip("no worker can be made: python -m recovery.repair.fetch .cache/worker")
-    worker = {"UNDERSTUDY_WORKER": str(CACHE / "worker")} if (CACHE / "worker" / "boot").exists() else {}
-    made = Service(tmp_path / "service", env=worker)
+def checking_service(worker_parts: None, tmp_path: Path) -> Iterator[Service]:
+    """A service that can check filesystems."""
+    made = Service(tmp_path / "service")
     made.start()
     yield made
     code = made.stop()
@@ -171,7 +169,7 @@ def test_replication_goes_on_while_a_drill_runs_and_the_drill_ends_by_itself(
 ) -> None:
     apply(service, tmp_path, "what never comes")
     panic = subprocess.Popen(
-        [*service.command()[:1], "panic", "shop", "--drill", "--ttl", "6s", "--data", str(service.data)],
+        [*service.command()[:1], "panic", "shop", "--drill", "--ttl", "1h", "--data", str(service.data)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -185,9 +183,14 @@ def test_replication_goes_on_while_a_drill_runs_and_the_drill_ends_by_itself(
             ledger.reported(guest.push(), image)
         drilled = newest_run(service)
         assert drilled["state"] == "running", "the pushes committed while the drill was at work"
+        changed(service, "UPDATE runs SET expires_at = 1.0 WHERE id = ?", drilled["id"])  # the hour is over
         eventually(lambda: newest_run(service)["state"] == "ended")
+    except BaseException:
+        panic.kill()
+        raise
     finally:
-        assert ended(panic).code == 1
+        watched = ended(panic)
+    assert watched.code == 1
     assert instances(service) == []
     ledger.check(service)
 
@@ -203,9 +206,7 @@ def test_a_drill_that_a_killed_service_left_behind_is_removed_by_the_next_one(
     assert len(instances(service)) == 2
     service.kill()
     # As if its end had been cut off between what was stored and what was removed.
-    with sqlite3.connect(service.data / "understudy.sqlite") as database:
-        database.execute("UPDATE runs SET state = 'ended' WHERE id = ?", [lost])
-    database.close()
+    changed(service, "UPDATE runs SET state = 'ended' WHERE id = ?", lost)
     service.start()
     eventually(lambda: len(instances(service)) == 1)
     (left,) = instances(service)

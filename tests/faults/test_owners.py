@@ -12,16 +12,14 @@ import random
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from tests.faults.harness import (
     BINARIES,
-    PATIENCE_SECONDS,
     Agent,
     Service,
     ended,
@@ -31,6 +29,7 @@ from tests.faults.harness import (
 )
 from tests.faults.images import BLOCK
 from tests.faults.test_boot import boot_sector
+from tests.patience import PATIENCE_SECONDS, eventually
 
 SIZE = 16 << 20
 CHATTER_BYTES = 96 << 10
@@ -42,7 +41,6 @@ groups:
   - {name: web01, memory_mib: 128, cpus: 1, repair: false, gates: [{console: {text: "login:", timeout_seconds: 60}}]}
 """
 
-T = TypeVar("T")
 pytestmark = [
     pytest.mark.root,
     pytest.mark.qemu,
@@ -103,16 +101,6 @@ def overwrite(disk: Path, blocks: range, seed: int) -> int:
     return len(blocks) * BLOCK
 
 
-def until(look: Callable[[], T | None]) -> T:
-    limit = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        found = look()
-        if found:
-            return found
-        assert time.monotonic() < limit, "it did not come"
-        time.sleep(0.3)
-
-
 @pytest.fixture
 def estate(tmp_path: Path) -> Iterator[Estate]:
     service = Service(tmp_path / "service", env={"UNDERSTUDY_ACCEL": "tcg"})
@@ -138,9 +126,9 @@ def test_a_source_that_lives_on_is_stopped_and_refused_while_the_instance_is_pro
         assert allow.code == 0, allow
     daemon = estate.source.begin("run")
     try:
-        until(lambda: estate.server()["last_point"])
+        eventually(lambda: estate.server()["last_point"])
         run = estate.fail_over()  # declared dead, and it is not
-        told = until(lambda: estate.server() if (estate.server()["stale"] or {}).get("stopped") else None)
+        told = eventually(lambda: estate.server() if (estate.server()["stale"] or {}).get("stopped") else None)
         assert told["stale"]["stopped"] == "fence done"
         assert (told["state"], told["epoch"], told["stale"]["machine"]) == ("failed_over", 2, told["source"])
         assert "was told to stand down" in estate.service.ask("servers").out
@@ -154,8 +142,8 @@ def test_a_source_that_lives_on_is_stopped_and_refused_while_the_instance_is_pro
         assert (newest["id"], newest["epoch"]) == (pushed.document["point"], 2)
 
         assert estate.service.ask("rollback", run["id"], "--yes").code == 0
-        until(lambda: note.read_text().split() == ["fence", "unfence"])
-        until(lambda: estate.service.points("web01")[0]["epoch"] == 3)
+        eventually(lambda: note.read_text().split() == ["fence", "unfence"])
+        eventually(lambda: estate.service.points("web01")[0]["epoch"] == 3)
         assert "retired" in estate.instance.push().complaint
         assert (estate.server()["state"], estate.server()["owner"]) == ("protected", told["source"])
         assert newest["id"] in [point["id"] for point in estate.service.points("web01")]
@@ -184,21 +172,21 @@ def test_the_way_home_brings_what_differs_and_little_more(estate: Estate) -> Non
     try:
         wanted = 0
         for _ in range(2):
-            point, action = until(lambda: pull_wanted(estate))
+            point, action = eventually(lambda: pull_wanted(estate))
             before = stale.read_bytes()
             pulled = repair.pull(stale, point)
             assert pulled.code == 0, pulled
             wanted += differing(before, stale.read_bytes())
             if action == "copy web01 home while it runs":
-                until(lambda: step(estate, "shut down web01")["state"] == "running")
+                eventually(lambda: step(estate, "shut down web01")["state"] == "running")
                 (pid,) = (estate.service.data / "site" / "instances").glob("*/pid")
                 os.kill(int(pid.read_text().split()[0]), signal.SIGKILL)  # this guest knows no power button
-                until(lambda: step(estate, "copy the last changes of web01 home")["state"] == "running")
+                eventually(lambda: step(estate, "copy the last changes of web01 home")["state"] == "running")
     finally:
         instance_agent.send_signal(signal.SIGTERM)
         ended(instance_agent)
     assert sum_of(stale) == sum_of(launched), "the instance's own disk is what went home"
-    until(lambda: step(estate, "boot web01 at home")["state"] == "running")
+    eventually(lambda: step(estate, "boot web01 at home")["state"] == "running")
     shutil.copyfile(stale, estate.disk)
     assert estate.source.push().code == 0
     out, _ = going.communicate(timeout=PATIENCE_SECONDS)

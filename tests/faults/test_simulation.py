@@ -28,6 +28,11 @@ class Simulation:
     def __init__(self, folder: Path, seed: int) -> None:
         self.rng = random.Random(seed)
         self._resources = contextlib.ExitStack()
+        with self._resources:  # what is made goes also when the rest cannot be
+            self._make(folder, seed)
+            self._resources = self._resources.pop_all()
+
+    def _make(self, folder: Path, seed: int) -> None:
         self.ballast: Ballast | None = None
         if os.geteuid() == 0:  # a disk of its own, which can be filled
             disk = mounted("tmpfs", folder / "service", "-t", "tmpfs", "-o", "size=800m")

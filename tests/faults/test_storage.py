@@ -13,10 +13,21 @@ import pytest
 
 from agent.inventory import machine_id
 from agent.volumes.topology import in_use
-from tests.faults.harness import Agent, Ballast, Ledger, Service, ended, loop_device, mounted, path_without, sum_of
+from tests.faults.harness import (
+    Agent,
+    Ballast,
+    Ledger,
+    Service,
+    ended,
+    loop_device,
+    mounted,
+    path_without,
+    sum_of,
+)
 from tests.faults.hostile import BLOCK, Hostile, blocks_of, root_of
 from tests.faults.images import change_image, make_image
 from tests.faults.relay import Fault, Harm, Relay
+from tests.patience import PATIENCE_SECONDS
 
 ROOT = os.stat("/").st_dev
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="filesystems of their own need root")
@@ -61,9 +72,9 @@ class TestFull:
             agent.protect(image)
             ledger.reported(agent.push(), image)
             make_image(image, random.Random(2), 24 << 20)
-            relay.arm(Fault(Harm.STALL, after_bytes=1 << 20, seconds=120.0))
+            relay.arm(Fault(Harm.STALL, after_bytes=1 << 20, seconds=3600.0))
             pushing = agent.begin("push")
-            assert relay.struck.wait(60)
+            assert relay.struck.wait(PATIENCE_SECONDS)
             ballast.fill()
             relay.disarm()
             assert "space" in ended(pushing).complaint
@@ -97,7 +108,9 @@ class TestFull:
         service.kill()
         ballast = Ballast(disk)
         ballast.fill()
-        failed = subprocess.run(service.command(), capture_output=True, text=True, timeout=60, check=False)
+        failed = subprocess.run(
+            service.command(), capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+        )
         assert failed.returncode == 1, failed
         assert "Traceback" not in failed.stderr
         assert failed.stderr.strip().splitlines()[-1].startswith("understudy: ")

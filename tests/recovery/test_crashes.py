@@ -213,7 +213,7 @@ def test_a_kill_at_any_boundary_of_every_kind_of_step_changes_nothing_about_the_
         every_kind_of_step(world)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(JOURNEYS), st.sets(st.integers(1, 120), max_size=12))
 def test_any_number_of_kills_changes_nothing_about_the_end(journey: Journey, moments: set[int]) -> None:
     world = World()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +16,7 @@ from recovery.plans import parse_plan
 from recovery.runs import RunKind, RunState, StepState
 from recovery.scripts import Scripts
 from recovery.sites.contract import Instance, InstanceSpec, InstanceState, NetworkMode, Site
+from tests.patience import PATIENCE_SECONDS, eventually
 from tests.recovery.world import FakeClock, Repairs, World
 
 
@@ -160,7 +160,7 @@ def test_a_run_is_called_off_while_it_waits(world: World) -> None:
     executor = Executor(world.store, cast("Site", world.site), world.control, SystemClock())
     run = world.plan(RunKind.DRILL)
     executor.start(run)
-    assert looked.wait(10)
+    assert looked.wait(PATIENCE_SECONDS)
     executor.end(run.id)
     ended = executor.wait(run.id)
     assert ended.state is RunState.ENDED
@@ -256,11 +256,13 @@ def test_servers_of_a_group_come_up_side_by_side() -> None:
     server = "{{name: {}, gates: [{{console: {{text: up}}}}]}}"
     plan = parse_plan(f"{{plan: two, groups: [{{servers: [{server.format('a')}, {server.format('b')}]}}]}}")
 
-    def come_up_together() -> None:
-        time.sleep(0.001)  # the other thread's turn
+    def both_are_looked_at() -> bool:
         steps = world.store.runs()[0].steps
-        if all(step.state is StepState.RUNNING for step in steps if step.action == "gate"):
-            world.site.console_text = "up"
+        return all(step.state is not StepState.PENDING for step in steps if step.action == "gate")
+
+    def come_up_together() -> None:
+        eventually(both_are_looked_at)
+        world.site.console_text = "up"
 
     world.clock.on_wait = come_up_together
     assert world.perform(world.plan(RunKind.DRILL, plan)).state is RunState.SUCCEEDED

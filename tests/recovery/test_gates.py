@@ -23,6 +23,7 @@ from recovery.gates import (
     gate_to_json,
 )
 from recovery.sites.contract import Instance, InstanceState, Site
+from tests.patience import PATIENCE_SECONDS
 from tests.recovery.world import MemorySite
 
 
@@ -35,6 +36,12 @@ class SilentAgent:
 
 
 AGENT = SilentAgent()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guests of these tests answer or hang up, however late."""
+    monkeypatch.setattr(recovery.gates, "CHECK_SECONDS", PATIENCE_SECONDS)
 
 
 class Health(http.server.BaseHTTPRequestHandler):
@@ -128,8 +135,8 @@ def test_rubbish_for_an_answer_means_not_yet(
     guest: Callable[[Callable[[socket.socket], None]], int], answer: bytes
 ) -> None:
     def behave(connection: socket.socket) -> None:
-        connection.recv(65_536)
         try:
+            connection.recv(65_536)
             connection.sendall(answer)
         except OSError:
             return
@@ -153,7 +160,7 @@ def test_a_guest_that_dribbles_cannot_hold_the_run_for_ever(
             cut_off.set()
 
     assert not check_gate(HttpGate(port=8000), site_with(guest(behave)), "i-1", AGENT).held
-    assert cut_off.wait(10)
+    assert cut_off.wait(PATIENCE_SECONDS)
 
 
 def test_a_console_gate_looks_for_its_text() -> None:
@@ -180,9 +187,10 @@ def test_a_tcp_gate_holds_when_somebody_takes_the_connection(server_port: int) -
 
 
 def test_a_connection_that_is_hung_up_at_once_means_not_yet(
-    guest: Callable[[Callable[[socket.socket], None]], int],
+    guest: Callable[[Callable[[socket.socket], None]], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a port forwarder does when nobody listens in the guest."""
+    monkeypatch.setattr(recovery.gates, "TCP_SILENCE_SECONDS", PATIENCE_SECONDS)
     result = check_gate(TcpGate(port=8000), site_with(guest(lambda connection: None)), "i-1", AGENT)
     assert not result.held
     assert "hung up at once" in result.seen

@@ -3,6 +3,7 @@ import functools
 import threading
 
 from service.bell import Bell
+from tests.patience import eventually
 
 
 async def test_a_ring_from_another_thread_ends_the_wait() -> None:
@@ -53,7 +54,7 @@ async def test_only_who_waits_for_it_looks_again() -> None:
         return "news" if looks[about] > 1 else None
 
     waiting = {about: asyncio.create_task(bell.news(functools.partial(look, about), 60, about)) for about in looks}
-    await asyncio.sleep(0.05)
+    await asyncio.to_thread(eventually, lambda: all(looks.values()))
     bell.ring_for("web01")
     assert await waiting["web01"] == "news"
     assert await waiting[""] == "news"

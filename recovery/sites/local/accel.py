@@ -62,17 +62,22 @@ def choose(root: Path, forced: str | None) -> str:
 
 def runs_a_guest(accel: str) -> bool:
     """Boot the probe. Raises ToolMissing."""
-    with tempfile.NamedTemporaryFile(prefix="understudy-probe-") as sector:
+    with tempfile.TemporaryFile() as sector:
         sector.write(_SECTOR)
         sector.flush()
         command = [tool("qemu-system-x86_64"), "-accel", accel, "-cpu", "max", "-m", "256", "-nodefaults"]
         command += ["-display", "none", "-serial", "stdio", "-device", "isa-debug-exit,iobase=0x501,iosize=1"]
-        file = {"driver": "file", "filename": sector.name}
+        file = {"driver": "file", "filename": f"/proc/self/fd/{sector.fileno()}"}
         command += ["-blockdev", json.dumps({"driver": "raw", "node-name": "disk", "file": file})]
         command += ["-device", "ide-hd,drive=disk"]
         try:
             tried = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_SECONDS, check=False
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_PROBE_SECONDS,
+                check=False,
+                pass_fds=[sector.fileno()],
             )
         except subprocess.TimeoutExpired:
             return False

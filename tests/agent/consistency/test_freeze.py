@@ -5,6 +5,8 @@ What a frozen filesystem lets through is never timed: a write either waits for t
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import os
 import signal
@@ -178,8 +180,9 @@ def test_a_signal_to_the_freezer_thaws_and_is_told(lab: Lab, number: signal.Sign
 
 def test_when_the_limit_is_over_all_is_thawed_and_the_freeze_did_not_hold(lab: Lab) -> None:
     _, device, where = lab.filesystem("ext4")
-    with Freeze(mounted_filesystems(device), limit_seconds=0.5) as freeze:
-        freeze.freeze()
+    with Freeze(mounted_filesystems(device), limit_seconds=3.0) as freeze:
+        with contextlib.suppress(FreezeError):  # a machine that stood still comes to the limit before it is frozen
+            freeze.freeze()
         assert Writer(where).done()  # waits for the limit, since nobody else thaws
         assert not freeze.thaw().held
 
@@ -327,6 +330,7 @@ def test_thawing_all_says_what_was_frozen_and_passes_over_the_rest(lab: Lab) -> 
 
 def test_a_closed_freeze_leaves_no_process_and_no_descriptor(lab: Lab) -> None:
     _, device, _ = lab.filesystem("ext4")
+    gc.collect()  # what earlier tests left to it is not to be closed meanwhile
     before = len(os.listdir("/proc/self/fd"))
     freeze = Freeze(mounted_filesystems(device), LONG_SECONDS)
     freeze.freeze()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.pacing.bucket import BURST_SECONDS, TokenBucket, Turns
@@ -18,7 +18,6 @@ def sent_until(bucket: TokenBucket, end: float, size_bytes: int, now: float = 0.
     return sent
 
 
-@settings(deadline=None)
 @given(
     rate=st.integers(32_000, 10**9),
     seconds=st.floats(1, 1000),

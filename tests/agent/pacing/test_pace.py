@@ -11,6 +11,7 @@ import pytest
 from agent.pacing.pace import Pace
 from agent.pacing.rate import Limit, parse_hours
 from agent.pacing.settings import FILE, Settings, save
+from tests.patience import PATIENCE_SECONDS
 
 NOON = datetime.time(12)
 
@@ -32,27 +33,26 @@ def test_a_limited_body_is_let_through_in_slices_and_an_unlimited_one_whole(tmp_
 
 
 def test_what_a_socket_gets_keeps_to_the_rate_and_a_change_is_noticed_meanwhile(tmp_path: Path) -> None:
-    save(tmp_path, Settings(Limit(1_000_000)))
+    save(tmp_path, Settings(Limit(100_000)))
     pace = Pace(tmp_path)
     near, far = socket.socketpair()
     drain = threading.Thread(target=lambda: [None for _ in iter(lambda: far.recv(1 << 20), b"")])
     drain.start()
     began = time.monotonic()
     sent_bytes = 0
-    raised_at = 0.0
-    for part in pace.parts([bytes(50_000_000)]):
+    raised = False
+    for part in pace.parts([bytes(200_000_000)]):
         near.sendall(part)
         sent_bytes += len(part)
-        if not raised_at:
-            assert sent_bytes <= 1_000_000 * (time.monotonic() - began + 0.2) + (256 << 10), "more than the limit"
-        if not raised_at and sent_bytes > 1_000_000:
+        if not raised:
+            assert sent_bytes <= 100_000 * (time.monotonic() - began + 0.2) + (256 << 10), "more than the limit"
+        if not raised and sent_bytes > 100_000:
             save(tmp_path, Settings(None))
-            raised_at = time.monotonic()
+            raised = True
     near.close()
-    drain.join(10)
+    drain.join()
     far.close()
-    # 49 MB at the old rate would be 49 s: far from any doubt about a slow machine
-    assert time.monotonic() - raised_at < 20, "the change was not noticed"
+    assert raised  # the rest at the old rate would be half an hour, which no test is given
 
 
 def test_those_who_wait_go_on_when_the_push_is_over(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_those_who_wait_go_on_when_the_push_is_over(tmp_path: Path) -> None:
     waiting = threading.Thread(target=pace.take, args=(1,))
     waiting.start()
     pace.close()
-    waiting.join(10)
+    waiting.join(PATIENCE_SECONDS)
     assert not waiting.is_alive()
 
 

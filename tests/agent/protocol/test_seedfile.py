@@ -6,7 +6,7 @@ import io
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.protocol.digests import DigestMap, block_digest
@@ -69,7 +69,6 @@ def test_what_was_written_is_read_back() -> None:
     ]
 
 
-@settings(deadline=None)
 @given(at=st.integers(0, len(SEED) - 1), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_noticed(at: int, bit: int) -> None:
     bad = bytearray(SEED)
@@ -78,7 +77,6 @@ def test_any_flipped_bit_is_noticed(at: int, bit: int) -> None:
         taken_in(bytes(bad))
 
 
-@settings(deadline=None)
 @given(kept=st.integers(0, len(SEED) - 1))
 def test_a_file_that_ends_early_is_noticed_wherever_it_ends(kept: int) -> None:
     with pytest.raises(ProtocolError, match="cut short"):

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from agent.tracking import ChangeTracker, open_tracker
+from tests.patience import PATIENCE_SECONDS
 
 BLOCK_BYTES = 64 << 10
 
 
 def run(*command: str | Path) -> str:
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     return done.stdout.strip()
 
 

@@ -63,7 +63,7 @@ def test_a_copy_of_a_busy_filesystem_equals_it_at_the_instant_of_the_freeze(
         return sum(length for _, length in taken.ranges)
 
     try:
-        with disk.tracker() as tracker, Freeze(mounted_filesystems(disk.device), limit_seconds=30) as freeze:
+        with disk.tracker() as tracker, Freeze(mounted_filesystems(disk.device), limit_seconds=600) as freeze:
             for writer in writers:
                 writer.start()
             copy_ranges(Taken([(0, disk.size_bytes)]))

@@ -1,5 +1,7 @@
 import dataclasses
 import os
+import signal
+import threading
 
 import pytest
 
@@ -28,6 +30,10 @@ def test_the_verifier_takes_the_program_in_every_shape(
 ) -> None:
     if not by_queue:  # as before 5.17; only loaded here, so that any offset will do
         offsets = dataclasses.replace(offsets, request_disk=offsets.request_bio, queue_disk=None)
+    load(offsets, size_bytes, discard_segments)
+
+
+def load(offsets: Offsets, size_bytes: int, discard_segments: int) -> None:
     inner = bpf.create_array(PAGE_BYTES, 1)
     slot = bpf.create_slot(inner)
     try:
@@ -45,6 +51,26 @@ def test_the_verifier_takes_the_program_in_every_shape(
     finally:
         os.close(slot)
         os.close(inner)
+
+
+def test_signals_while_the_verifier_is_at_work_are_no_refusal(offsets: Offsets) -> None:
+    came, over = threading.Semaphore(0), threading.Event()
+    before = signal.signal(signal.SIGUSR1, lambda *_: came.release())  # runs when the kernel has given up
+
+    def disturb() -> None:
+        for _ in range(5):
+            if not over.wait(0.02):  # the verifier takes longer for the largest program
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+                came.acquire()
+
+    disturbing = threading.Thread(target=disturb)
+    disturbing.start()
+    try:
+        load(offsets, 64 << 40, 65535)
+    finally:
+        over.set()
+        disturbing.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_refusal_tells_what_the_verifier_said() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.consistency.freeze import thaw_all
+from tests.patience import PATIENCE_SECONDS
 
 MIB = 1 << 20
 SMALLEST_BYTES = {"ext4": 16 * MIB, "xfs": 304 * MIB, "btrfs": 112 * MIB}
@@ -21,7 +22,7 @@ needs_root = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="lo
 
 
 def run(*command: str | Path) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE_SECONDS).stdout.strip()
 
 
 class Lab:
@@ -64,11 +65,10 @@ class Lab:
 
 def _unmount(where: Path) -> None:
     """A process that was killed a moment ago may hold the filesystem until it is gone."""
-    for _ in range(100):
-        if subprocess.run(["umount", where], capture_output=True).returncode == 0:
-            return
-        time.sleep(0.1)
-    run("umount", where)
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while subprocess.run(["umount", where], capture_output=True).returncode != 0:
+        assert time.monotonic() < limit, f"{where} cannot be unmounted"
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ class Writer:
         return self._thread.is_alive()
 
     def done(self) -> bool:
-        self._thread.join(30)
+        self._thread.join(PATIENCE_SECONDS)
         return not self._thread.is_alive() and self._path.read_bytes() == b"line\n" * 1000
 
     def _write(self) -> None:

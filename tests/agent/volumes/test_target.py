@@ -12,6 +12,7 @@ from agent.protocol.errors import TargetError
 from agent.volumes.source import aligned_buffer
 from agent.volumes.target import TargetVolume
 from tests.agent.volumes.disks import MIB, Lab, needs_root, run
+from tests.patience import PATIENCE_SECONDS
 
 
 def read(target: TargetVolume, offset: int, length: int) -> bytes:
@@ -120,7 +121,7 @@ def test_an_image_that_qemu_has_open_is_refused(tmp_path: Path) -> None:
         with pytest.raises(TargetError, match="locked by another program"):
             TargetVolume.open(path, MIB)
     finally:
-        process.communicate(b"quit\n", timeout=30)
+        process.communicate(b"quit\n", timeout=PATIENCE_SECONDS)
 
 
 def test_nothing_is_written_outside_the_volume(tmp_path: Path) -> None:

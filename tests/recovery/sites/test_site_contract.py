@@ -5,26 +5,18 @@ from __future__ import annotations
 import dataclasses
 import socket
 import threading
-import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from agent.protocol.errors import Conflict, NotFound
 from recovery.sites.contract import Extent, InstanceSpec, InstanceState, NetworkMode, Site, VolumeKey
+from tests.patience import PATIENCE_SECONDS, eventually
 from tests.recovery.sites.conftest import KEY, SIZE, content, make_point, write
 from tests.recovery.sites.guest import WRITES_AT
 
 Specs = Callable[..., InstanceSpec]
 MIB = 1 << 20
-
-
-def eventually(holds: Callable[[], Any], limit_seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + limit_seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.05)
 
 
 def covers(extents: list[Extent], offset: int) -> bool:
@@ -388,7 +380,7 @@ def test_the_ports_asked_for_are_reached_where_the_instance_says(
     instance = site.launch(bootable(ports={80: 0, 22: 0}, network=network))
     assert set(instance.addresses) == {22, 80}
     for address in instance.addresses.values():
-        socket.create_connection(address, timeout=10).close()
+        socket.create_connection(address, timeout=PATIENCE_SECONDS).close()
     assert site.watch("i-1").addresses == instance.addresses
     assert instance.network is network
 

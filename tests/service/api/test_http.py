@@ -11,6 +11,7 @@ import pytest
 
 from agent.protocol.messages import VERSION_HEADER
 from tests.faults.harness import Service
+from tests.patience import PATIENCE_SECONDS
 
 PLAN = "plan: shop\ngroups:\n  - servers:\n      - name: web01\n"
 
@@ -31,7 +32,7 @@ def ask(
     if headers is None:
         headers = {"Authorization": "Bearer " + (service.data / "admin-token").read_text().strip()}
     context = ssl.create_default_context(cafile=str(service.data / "pki" / "ca.pem"))
-    connection = http.client.HTTPSConnection("127.0.0.1", service.port, context=context, timeout=60)
+    connection = http.client.HTTPSConnection("127.0.0.1", service.port, context=context, timeout=PATIENCE_SECONDS)
     try:
         sent = body if isinstance(body, bytes | None) else json.dumps(body)
         connection.request(method, path, sent, headers)
@@ -77,7 +78,7 @@ def test_the_ca_is_for_everybody(service: Service) -> None:
         "127.0.0.1",
         service.port,
         context=ssl.create_default_context(cafile=str(service.data / "pki" / "ca.pem")),
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
     connection.request("GET", "/ca.pem")
     assert connection.getresponse().read() == (service.data / "pki" / "ca.pem").read_bytes()

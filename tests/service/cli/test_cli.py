@@ -11,6 +11,7 @@ import pytest
 
 from service.cli.parser import build_parser
 from tests.faults.harness import BINARIES, Service, run
+from tests.patience import PATIENCE_SECONDS
 
 PLAN = "plan: shop\ngroups:\n  - servers:\n      - name: web01\n"
 
@@ -126,7 +127,9 @@ def test_on_a_terminal_the_button_needs_no_yes(service: Service) -> None:
     ours, theirs = pty.openpty()
     command = [str(BINARIES / "understudy"), "panic", "nobody", "--data", str(service.data)]
     try:
-        ended = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=60, check=False)
+        ended = subprocess.run(
+            command, stdin=theirs, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+        )
     finally:
         os.close(ours)
         os.close(theirs)

@@ -1,9 +1,8 @@
 """A capture takes what a stopped instance holds, and reads no more of it than may differ."""
 
 import contextlib
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -14,6 +13,7 @@ from agent.protocol.grid import BlockGrid
 from recovery.sites.contract import InstanceSpec, InstanceState, VolumeKey
 from recovery.sites.local import accel
 from service.receiver.capture import _SCAN_BLOCKS, _suspects, capture
+from tests.patience import eventually
 from tests.recovery.sites.guest import BOOT_SECTOR, WRITES_AT
 from tests.service.receiver.pushing import BLOCK, SERVER, Bench, Pusher, make_image
 
@@ -65,9 +65,9 @@ def test_a_stopped_instance_is_captured_onto_a_newer_point_than_it_was_launched_
         cpus=1,
     )
     bench.site.launch(spec)
-    wait_until(lambda: "written" in bench.site.console("i-1"))
+    eventually(lambda: "written" in bench.site.console("i-1"))
     bench.site.stop("i-1")
-    wait_until(lambda: bench.site.watch("i-1").state is InstanceState.STOPPED)
+    eventually(lambda: bench.site.watch("i-1").state is InstanceState.STOPPED)
 
     point_id = capture(bench.receiver, bench.site, bench.rows, SERVER, "i-1", "final", "run-1.3")
     with contextlib.closing(bench.site.open_instance_volume("i-1", 0)) as io:
@@ -77,10 +77,3 @@ def test_a_stopped_instance_is_captured_onto_a_newer_point_than_it_was_launched_
     assert bench.content(point_id) == wanted
     assert capture(bench.receiver, bench.site, bench.rows, SERVER, "i-1", "final", "run-1.3") == point_id
     assert bench.verify(bench.archive.manifest(SERVER.id, point_id)) == len(wanted)
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

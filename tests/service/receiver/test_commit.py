@@ -9,6 +9,7 @@ import pytest
 from agent.protocol.errors import RootMismatch, StorageError, VolumeBusy
 from agent.protocol.messages import Point
 from service.receiver import receiver as receiver_module
+from tests.patience import PATIENCE_SECONDS
 from tests.service.receiver.pushing import SERVER, Bench, Pusher, make_image
 
 
@@ -24,7 +25,7 @@ class Slow:
     def __call__(self, *arguments: Any) -> Any:
         self.count += 1
         self.begun.set()
-        assert self.go_on.wait(60)
+        assert self.go_on.wait(PATIENCE_SECONDS)
         return self._step(*arguments)
 
 
@@ -48,10 +49,10 @@ def test_a_commit_repeated_while_the_first_is_at_work_waits_and_gives_the_same_p
     monkeypatch.setattr(bench.archive, step, slow)
     with ThreadPoolExecutor() as threads:
         tries: list[Future[Point]] = [threads.submit(pusher.commit, session, image)]
-        slow.begun.wait(60)
+        assert slow.begun.wait(PATIENCE_SECONDS)
         tries += [threads.submit(pusher.commit, session, image) for _ in range(2)]
         slow.go_on.set()
-        points = [one.result(60) for one in tries]
+        points = [one.result(PATIENCE_SECONDS) for one in tries]
     assert points[0] == points[1] == points[2]
     assert slow.count == 1
     assert bench.content(points[0].id) == image
@@ -65,11 +66,11 @@ def test_a_commit_that_waits_long_for_the_first_is_told_so_and_may_ask_again(
     monkeypatch.setattr(bench.archive, "prepare", slow)
     with ThreadPoolExecutor() as threads:
         first = threads.submit(pusher.commit, session, image)
-        slow.begun.wait(60)
+        assert slow.begun.wait(PATIENCE_SECONDS)
         with pytest.raises(VolumeBusy, match="makes a point"):
             pusher.commit(session, image)
         slow.go_on.set()
-        point = first.result(60)
+        point = first.result(PATIENCE_SECONDS)
     assert pusher.commit(session, image) == point
     assert slow.count == 1
 

@@ -52,7 +52,7 @@ def everything(digests: DigestMap) -> bytes:
 digests_in_use = st.sampled_from([ZERO_DIGEST, *(bytes([value]) * DIGEST_BYTES for value in range(1, 5))])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     count=st.integers(1, 3000),
     steps=st.lists(st.dictionaries(st.integers(0, 2999), digests_in_use, max_size=40), min_size=1, max_size=4),

@@ -149,7 +149,7 @@ def sample(hivex: None) -> bytes:
     return hive_with({**values, ("Long", "data"): (3, b"x" * 16_000), ("Oil", "ß"): (1, b"a\0\0\0")})
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(data=st.data())
 def test_a_hive_with_changed_bytes_is_read_or_refused_in_one_sentence(sample: bytes, data: st.DataObject) -> None:
     content = bytearray(sample)
@@ -161,13 +161,13 @@ def test_a_hive_with_changed_bytes_is_read_or_refused_in_one_sentence(sample: by
     _read_all(bytes(content))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_a_hive_cut_short_is_refused_in_one_sentence(sample: bytes, data: st.DataObject) -> None:
     _read_all(sample[: data.draw(st.integers(0, len(sample)))])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=3 * PAGE))
 def test_any_bytes_are_refused_in_one_sentence(content: bytes) -> None:
     _read_all(content)

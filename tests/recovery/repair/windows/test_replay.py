@@ -130,7 +130,7 @@ def test_a_dirty_hive_without_logs_is_refused_with_the_way_out() -> None:
     assert "SYSTEM" in caught.value.message
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_changed_and_cut_logs_complete_a_hive_or_are_refused_in_one_sentence(
     stages: list[bytes], data: st.DataObject

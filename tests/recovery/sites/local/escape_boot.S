@@ -47,4 +47,4 @@ packet: .byte 16,0
 .globl targets
 targets:
  .ascii "TARGETS:"
- .fill 8,1,0
+ .fill 9,1,0

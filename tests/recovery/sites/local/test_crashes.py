@@ -16,7 +16,9 @@ import pytest
 from agent.protocol.errors import Conflict, NotFound, StorageError, StorageFull
 from recovery.sites.contract import InstanceSpec, InstanceState, VolumeKey
 from recovery.sites.local import LocalSite
-from recovery.sites.local.tools import command_line, processes
+from recovery.sites.local.tools import await_exit, command_line, processes
+from tests.faults.harness import unmount
+from tests.patience import PATIENCE_SECONDS
 from tests.recovery.sites.conftest import KEY, content, make_point
 
 REPOSITORY = Path(__file__).parents[4]
@@ -250,8 +252,7 @@ def test_a_launch_that_was_cut_off_is_completed_by_the_next(
     # what a kill between making the folder and starting QEMU leaves
     (pid,) = working_below(tmp_path / "site")
     os.kill(pid, signal.SIGKILL)
-    while command_line(pid):
-        time.sleep(0.01)
+    await_exit(pid, PATIENCE_SECONDS)
     for path in folder.iterdir():
         if path.name != "spec.json":
             path.unlink()
@@ -267,7 +268,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "understudy-test", str(folder)], check=True)
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    unmount(folder)
 
 
 @pytest.mark.root

@@ -16,6 +16,7 @@ import pytest
 
 from recovery.sites.contract import InstanceSpec, InstanceState, NetworkMode
 from recovery.sites.local import LocalSite
+from tests.patience import PATIENCE_SECONDS
 from tests.recovery.sites.conftest import KEY, make_point
 
 HERE = Path(__file__).parent
@@ -32,13 +33,22 @@ class Listener:
 
     def __init__(self, address: str) -> None:
         self.heard: list[str] = []
-        self._tcp = socket.create_server((address, 0))
+        self._tcp, self._udp = self._on_one_port(address)
         self.address, self.port = self._tcp.getsockname()
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.bind((address, self.port))
         self._threads = [threading.Thread(target=hear) for hear in (self._hear_tcp, self._hear_udp)]
         for thread in self._threads:
             thread.start()
+
+    @staticmethod
+    def _on_one_port(address: str) -> tuple[socket.socket, socket.socket]:
+        while True:
+            tcp, udp = socket.create_server((address, 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            try:
+                udp.bind(tcp.getsockname())
+                return tcp, udp
+            except OSError:  # free for the one, and taken for the other
+                tcp.close()
+                udp.close()
 
     def close(self) -> None:
         self._tcp.shutdown(socket.SHUT_RDWR)
@@ -103,12 +113,14 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (folder / "escape.img").read_bytes()
 
 
-def tried_from_inside(site: LocalSite, image: bytes, network: NetworkMode, pair: tuple[Listener, Listener]) -> str:
-    """What the guest says on its console."""
+def tried_from_inside(
+    site: LocalSite, image: bytes, network: NetworkMode, pair: tuple[Listener, Listener], tries: int
+) -> str:
+    """What the guest says on its console. It waits about a second for the answer to each of its tries."""
     inside, outside = pair
-    targets = MARK + socket.inet_aton(outside.address) + struct.pack(">HH", inside.port, outside.port)
+    targets = MARK + socket.inet_aton(outside.address) + struct.pack(">HHB", inside.port, outside.port, tries)
     assert image.count(MARK) == 1
-    make_point(site, KEY, "escape", (0, image.replace(MARK + bytes(8), targets)))
+    make_point(site, KEY, "escape", (0, image.replace(MARK + bytes(9), targets)))
     spec = InstanceSpec(
         instance_id="i-1",
         run_id="run-1",
@@ -122,7 +134,7 @@ def tried_from_inside(site: LocalSite, image: bytes, network: NetworkMode, pair:
         ports={80: 0},
     )
     site.launch(spec)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 2 * PATIENCE_SECONDS
     while "done" not in site.console("i-1"):
         assert site.watch("i-1").state is InstanceState.RUNNING
         assert time.monotonic() < deadline, site.console("i-1")
@@ -133,7 +145,7 @@ def tried_from_inside(site: LocalSite, image: bytes, network: NetworkMode, pair:
 def test_a_drills_guest_reaches_neither_the_service_nor_anything_beyond(
     local_site: LocalSite, image: bytes, listeners: tuple[Listener, Listener]
 ) -> None:
-    said = tried_from_inside(local_site, image, NetworkMode.ISOLATED, listeners)
+    said = tried_from_inside(local_site, image, NetworkMode.ISOLATED, listeners, tries=3)
     assert "card: works" in said, "it could have got out"
     for attempt in ("gateway tcp", "gateway udp", "outside tcp", "outside udp"):
         assert f"{attempt}: " in said
@@ -144,7 +156,7 @@ def test_a_drills_guest_reaches_neither_the_service_nor_anything_beyond(
 def test_a_failovers_guest_reaches_both(
     local_site: LocalSite, image: bytes, listeners: tuple[Listener, Listener]
 ) -> None:
-    said = tried_from_inside(local_site, image, NetworkMode.REAL, listeners)
+    said = tried_from_inside(local_site, image, NetworkMode.REAL, listeners, tries=255)
     for attempt in ("gateway tcp", "gateway udp", "outside tcp", "outside udp"):
         assert f"{attempt}: reached" in said
     assert [set(listener.heard) for listener in listeners] == [{"tcp", "udp"}, {"tcp", "udp"}]

@@ -15,8 +15,10 @@ import pytest
 
 from agent.protocol.errors import SiteError, StorageError, ToolMissing
 from recovery.sites.contract import InstanceSpec, InstanceState, NetworkMode, VolumeKey
-from recovery.sites.local import LocalSite, accel
-from recovery.sites.local.tools import command_line
+from recovery.sites.local import LocalSite, accel, qemu
+from recovery.sites.local.tools import await_exit, command_line
+from tests.patience import PATIENCE_SECONDS
+from tests.ports import free_port
 from tests.recovery.sites.conftest import KEY, content, make_point
 
 Specs = Callable[..., InstanceSpec]
@@ -137,10 +139,8 @@ def test_an_isolated_instance_has_no_way_out_and_its_identity_is_what_was_asked(
 def test_a_port_that_is_taken_is_told_in_qemus_words_and_the_instance_can_be_ended(
     local_site: LocalSite, bootable: Specs
 ) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         with pytest.raises(SiteError, match="forwarding rule"):
             local_site.launch(bootable(ports={80: port}))
         assert [instance.instance_id for instance in local_site.instances()] == ["i-1"]
@@ -156,9 +156,9 @@ def test_a_port_chosen_by_us_that_somebody_takes_meanwhile_is_chosen_anew(
     spec = bootable(ports={80: 0})
     first = local_site.launch(spec).addresses[80]
     local_site.stop("i-1")
-    os.kill(int((tmp_path / "site" / "instances" / "i-1" / "pid").read_text()), 9)
-    while local_site.watch("i-1").state == "running":
-        pass
+    pid = int((tmp_path / "site" / "instances" / "i-1" / "pid").read_text())
+    os.kill(pid, 9)
+    await_exit(pid, PATIENCE_SECONDS)
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(first)
@@ -176,15 +176,18 @@ def test_an_instance_too_big_for_this_machine_is_refused_before_anything_is_made
     assert local_site.instances() == []
 
 
-@pytest.mark.skipif(Path("/usr/share/OVMF").exists(), reason="OVMF is installed here")
-def test_uefi_without_firmware_names_the_package(local_site: LocalSite, bootable: Specs) -> None:
+def test_uefi_without_firmware_names_the_package(
+    local_site: LocalSite, bootable: Specs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemu, "_FIRMWARE_FOLDER", tmp_path / "none")
     with pytest.raises(ToolMissing, match="UEFI") as caught:
         local_site.launch(bootable(uefi=True))
     assert "ovmf" in caught.value.hint
 
 
 @pytest.mark.qemu
-def test_the_probe_runs_under_software_emulation() -> None:
+def test_the_probe_runs_under_software_emulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accel, "_PROBE_SECONDS", PATIENCE_SECONDS)
     assert accel.runs_a_guest("tcg")
 
 
@@ -220,8 +223,8 @@ def test_the_probes_bytes_are_what_its_source_says(tmp_path: Path) -> None:
 def test_a_port_that_somebody_listens_on_speaks_against_a_launch(
     local_site: LocalSite, bootable: Callable[..., InstanceSpec]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         assert local_site.objections(bootable(ports={80: port})) == [f"port {port} of this machine is in use"]
     assert local_site.objections(bootable(ports={80: port})) == []
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from tests.faults.harness import PATIENCE_SECONDS, Agent, Ledger, Ran, Service, ended, nothing_left_behind
+from tests.faults.harness import Agent, Ledger, Ran, Service, ended, nothing_left_behind
 from tests.faults.images import BLOCK, make_image
+from tests.patience import PATIENCE_SECONDS
 
 SIZE_BYTES = 24 << 20
 FEW_BYTES = 150_000

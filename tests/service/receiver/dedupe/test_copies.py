@@ -18,6 +18,8 @@ from recovery.sites.contract import VolumeKey
 from service.receiver.dedupe import sources as sources_module
 from service.receiver.dedupe.index import Place
 from service.receiver.retention import Retention
+from tests.patience import PATIENCE_SECONDS
+from tests.seeds import seeded
 from tests.service.receiver.dedupe.estate import Estate, Machine, make_image
 from tests.service.receiver.pushing import BLOCK
 
@@ -178,7 +180,7 @@ def test_a_source_that_takes_long_to_open_is_not_waited_for(estate: Estate, monk
     with estate.site._volumes.unchanged([VolumeKey(a.id, 0)]):  # as while a point is merged away
         b.push(image)
     assert (b.sent, b.copied) == (b.data_blocks(image), [])
-    monkeypatch.setattr(sources_module, "OPEN_PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(sources_module, "OPEN_PATIENCE_SECONDS", PATIENCE_SECONDS)
     c.push(image)
     assert c.sent == []
 
@@ -226,9 +228,7 @@ def test_sources_are_closed_when_nobody_copies_any_more(estate: Estate, monkeypa
 
 
 def test_whatever_the_hints_say_every_point_is_what_was_pushed(estate: Estate) -> None:
-    seed = random.randrange(1 << 30)
-    print("seed", seed)
-    rng = random.Random(seed)
+    rng = seeded()
     pool = [rng.randbytes(BLOCK) for _ in range(24)] + [bytes(BLOCK)] * 4
     machines = [Machine(estate, name, tenant) for name, tenant in (("a", "one"), ("b", "one"), ("c", "two"))]
     for _ in range(12):
@@ -265,7 +265,10 @@ def test_servers_that_copy_from_one_another_all_at_once_do_not_get_in_each_other
     with ThreadPoolExecutor(5) as threads:
         upkeep = threads.submit(keep_up)
         try:
-            pushed = [pushing.result(100) for pushing in [threads.submit(push_often, machine) for machine in machines]]
+            pushed = [
+                pushing.result(PATIENCE_SECONDS)
+                for pushing in [threads.submit(push_often, machine) for machine in machines]
+            ]
         finally:
             over.set()
         upkeep.result()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 
 from recovery.sites.contract import VolumeKey
@@ -51,10 +50,3 @@ def place_of(path: Path, content: bytes) -> int:
     at = path.read_bytes().find(content)
     assert at >= 0, "the block is not in this file"
     return at
-
-
-def seeded() -> random.Random:
-    """UNDERSTUDY_SEED repeats what a failing test printed."""
-    seed = int(os.environ.get("UNDERSTUDY_SEED", random.SystemRandom().randrange(1 << 32)))
-    print(f"UNDERSTUDY_SEED={seed}")
-    return random.Random(seed)

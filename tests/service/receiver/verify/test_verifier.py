@@ -11,8 +11,9 @@ from sqlalchemy import text
 from agent.protocol.errors import NotFound, TransportError
 from service.receiver.verify.findings import Part
 from service.receiver.verify.readback import Stop
+from tests.seeds import seeded
 from tests.service.receiver.pushing import BLOCK, SERVER, Bench, Pusher, changed, make_image
-from tests.service.receiver.verify.rot import document_of, file_of, flip, place_of, seeded, verifier_of
+from tests.service.receiver.verify.rot import document_of, file_of, flip, place_of, verifier_of
 
 
 def image_of(seed: int, blocks: int = 16) -> bytes:
