@@ -21,7 +21,10 @@ from agent.state import State, default_state_folder
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0, 1 (it failed: one line on stderr) or 2 (wrong usage)."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if getattr(options, "yes", True) is False and not sys.stdin.isatty():
+        parser.error(f"nobody is here to confirm that {options.onto} is overwritten: say --yes")
     keep_large_buffers()
     logging.basicConfig(level=logging.WARNING, format="understudy-agent: %(message)s", stream=sys.stderr)
     try:
@@ -218,8 +221,6 @@ def _state(options: argparse.Namespace) -> State:
 def _confirm(options: argparse.Namespace, what: str) -> None:
     if options.yes:
         return
-    if not sys.stdin.isatty():
-        raise UsageError(f"nobody is here to confirm that {what}", "say --yes")
     sys.stderr.write(f"{what}.\nType yes to go on: ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() != "yes":
@@ -243,6 +244,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="understudy-agent",
         description="Replicates this server's disks to an Understudy service, and brings them home again.",
+        epilog="example:\n  understudy-agent protect /dev/sda && understudy-agent push\n  understudy-agent pull --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[shared],
     )
     parser.add_argument("--version", action="version", version=f"understudy-agent {__version__}")

@@ -135,6 +135,14 @@ class TestTargets:
         protected.pull(onto).document  # noqa: B018  # asserts
         assert sum_of(onto) == sum_of(image)
 
+    def test_a_target_that_nobody_confirmed_is_wrong_usage_and_stays_untouched(
+        self, protected: Agent, tmp_path: Path
+    ) -> None:
+        refused = protected.ask("pull", "latest", "--volume", "0", "--onto", tmp_path / "x.raw")
+        assert refused.code == 2
+        assert refused.err.strip().endswith("say --yes")
+        assert not (tmp_path / "x.raw").exists()
+
     def test_a_point_or_volume_that_is_not_there_is_named(self, protected: Agent, tmp_path: Path) -> None:
         for point, volume in (("pt-2222222222", 0), ("latest", 1), ("latest", -1), ("../x", 0)):
             assert protected.pull(tmp_path / "x.raw", point, volume).complaint
