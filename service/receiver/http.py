@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Any, Protocol, TypeVar
@@ -31,6 +32,8 @@ BODIES_AT_ONCE = 12
 MAX_FRAME_BYTES = head_bytes(MAX_BLOCKS) + MAX_PLAIN_BYTES
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class Caller(Protocol):
@@ -127,6 +130,7 @@ class ReceiverHttp:
             return self._gatekeeper.authorize_push(caller.server_id, machine_id, caller.serial)
 
         point = await self._run(lambda: self._receiver.commit(caller.server_id, session, authorize, message))
+        log.info("point %s: its source stood still for %.3f s", point.id, message.frozen_seconds)
         return web.json_response(to_json(point))
 
     async def _abandon(self, request: web.Request) -> web.Response:
