@@ -22,7 +22,7 @@ from agent.state import State, default_state_folder
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0, 1 (it failed: one line on stderr) or 2 (wrong usage)."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(arguments, argparse.Namespace(json=False))
     if getattr(options, "yes", True) is False and not sys.stdin.isatty():
         parser.error(f"nobody is here to confirm that {options.onto} is overwritten: say --yes")
     keep_large_buffers()
@@ -249,7 +249,6 @@ def _parser() -> argparse.ArgumentParser:
         parents=[shared],
     )
     parser.add_argument("--version", action="version", version=f"understudy-agent {__version__}")
-    parser.set_defaults(json=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,8 @@ Run = Callable[[argparse.Namespace], None]
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0, 1 (it failed: one line on stderr) or 2 (wrong usage)."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    # Not as defaults: parsers share their options' actions, and a command's would undo what was said before it.
+    options = parser.parse_args(arguments, argparse.Namespace(json=False, tenant=None))
     asks = getattr(options, "confirms", False) and not (
         options.yes or options.dry_run or getattr(options, "drill", False)
     )
@@ -55,6 +57,7 @@ def _serve(options: argparse.Namespace) -> None:
         level=logging.INFO, format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    os.umask(0o077)  # what is kept are servers' disks, and the folder may have been made for all to read
     host, port = options.listen
     serve(
         ServeOptions(
@@ -121,7 +124,6 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[shared],
         **_examples("serve --data /var/lib/understudy", "servers", "panic web01 --drill", "panic --help"),
     )
-    parser.set_defaults(json=False, tenant=None)
     commands = _Commands(parser, shared)
 
     serve = commands.add(

@@ -166,6 +166,16 @@ def test_the_running_systems_own_disk_is_known_as_such() -> None:
     assert "running system's own disk" in str(in_use(str(device)))
 
 
+def test_what_is_kept_can_be_read_by_nobody_else_also_where_the_folder_was_there_before(
+    protected: Agent, ledger: Ledger, service: Service
+) -> None:
+    """The folder may be a disk that somebody mounted there."""
+    assert service.data.stat().st_mode & 0o077, "it was made before the service, for all to read"
+    assert (service.data / "understudy.sqlite").exists()
+    open_to_others = [path.name for path in service.data.iterdir() if path.stat().st_mode & 0o077]
+    assert open_to_others == []
+
+
 def test_without_qemus_tools_the_package_is_named_and_nothing_is_lost(
     protected: Agent, image: Path, ledger: Ledger, service: Service, tmp_path: Path
 ) -> None:

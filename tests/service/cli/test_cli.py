@@ -52,6 +52,13 @@ def test_json_is_one_document_and_nothing_else(service: Service, tmp_path: Path)
         json.loads(ran.out)
 
 
+def test_options_hold_before_the_command_as_well_as_behind_it(service: Service) -> None:
+    kept = run("understudy", "caps", "--instances", "7", "--data", service.data, "--tenant", "acme", "--json").document
+    assert run("understudy", "--data", service.data, "--tenant", "acme", "--json", "caps").document == kept
+    assert run("understudy", "--data", service.data, "--json", "caps").document != kept
+    assert run("understudy-agent", "--json", "inventory").document["machine_id"]
+
+
 def test_a_token_comes_with_the_line_to_run(service: Service) -> None:
     issued = run("understudy", "enroll-token", "--name", "web01", "--data", service.data, "--json").document
     assert issued.keys() == {"token", "ca_fingerprint", "expires_at", "command"}
