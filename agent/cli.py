@@ -85,7 +85,7 @@ def _push(options: argparse.Namespace) -> None:
     from agent.progress import ProgressBar
     from agent.push.push import PushResult, push
 
-    _take_priority(options, "normal")
+    _take_priority(options)
 
     async def run(bar: ProgressBar) -> PushResult:
         state = _state(options)
@@ -135,7 +135,7 @@ def _seed(options: argparse.Namespace) -> None:
     from agent.progress import ProgressBar
     from agent.seed import write_seed
 
-    _take_priority(options, "normal")
+    _take_priority(options)
     with ProgressBar("seed", enabled=not options.json) as bar:
         result = write_seed(_state(options), Path(options.onto), on_progress=bar)
     _print(
@@ -176,15 +176,21 @@ def _priority(options: argparse.Namespace) -> None:
     if options.priority:
         now = dataclasses.replace(now, priority=Priority(options.priority))
         settings.save(folder, now)
-    text = f"priority: {now.priority}" if now.priority else "priority: low for the daemon, normal for a push by hand"
+    text = (
+        f"priority: {now.priority}"
+        if now.priority
+        else "priority: low for the daemon, as it was started for a push by hand"
+    )
     _print(options, {"priority": now.priority}, text)
 
 
-def _take_priority(options: argparse.Namespace, default: str) -> None:
+def _take_priority(options: argparse.Namespace, default: str | None = None) -> None:
+    """The one that was set, else `default`; None: whoever started this has chosen (nice), and stays right."""
     from agent.pacing import settings
     from agent.pacing.priority import Priority, apply
 
-    problem = apply(settings.load(_state(options).folder).priority or Priority(default))
+    chosen = settings.load(_state(options).folder).priority or (default and Priority(default))
+    problem = apply(chosen) if chosen else ""
     if problem:
         logging.getLogger("understudy-agent").warning("%s", problem)
 
