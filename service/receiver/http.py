@@ -61,6 +61,10 @@ class Gatekeeper(Protocol):
         """The owner made contact, and this is what it replicates."""
         ...
 
+    def record_contact(self, server_id: str) -> None:
+        """The owner was heard."""
+        ...
+
     def point_of(self, server_id: str, point_id: str) -> Point:
         """A point of this server by id, or `latest`. Raises NotFound."""
         ...
@@ -127,7 +131,9 @@ class ReceiverHttp:
         message = await read_message(request, CommitRequest)
 
         def authorize(machine_id: str) -> Server:
-            return self._gatekeeper.authorize_push(caller.server_id, machine_id, caller.serial)
+            server = self._gatekeeper.authorize_push(caller.server_id, machine_id, caller.serial)
+            self._gatekeeper.record_contact(caller.server_id)  # a long push is over: its agent was not silent all along
+            return server
 
         point = await self._run(lambda: self._receiver.commit(caller.server_id, session, authorize, message))
         log.info("point %s: its source stood still for %.3f s", point.id, message.frozen_seconds)

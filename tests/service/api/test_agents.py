@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from agent.inventory import machine_id
+from service.api.views import SILENT_SECONDS
 from service.cli import main, points
 from service.identity.ownership import handed_to_instance
 from service.store.commands import CommandStore
@@ -17,6 +20,7 @@ from service.store.database import Database, sqlite_url
 from service.store.schema import commands
 from service.store.servers import ServerStore
 from tests.faults.harness import Agent, Service, ended, run
+from tests.faults.hostile import BLOCK, Hostile, root_of
 from tests.faults.images import make_image
 
 
@@ -81,6 +85,22 @@ def test_who_asks_an_agent_that_fell_silent_is_told_so(
     assert "the agent of idle01 is silent for" in said
     assert "understudy-agent run" in said
     assert said.count("\n") == 1
+
+
+def test_an_agent_whose_push_took_long_was_heard_at_its_end(service: Service, tmp_path: Path) -> None:
+    """Whoever asks it for a point at that moment must not be told that it is silent."""
+    agent = Agent(tmp_path / "agent", service)
+    agent.enroll("web01")
+    hostile, content = Hostile(agent, machine_id()), bytes(4 * BLOCK)
+    session = hostile.begin(len(content)).document["session"]
+    database = Database.open(sqlite_url(service.data / "understudy.sqlite"))
+    try:
+        servers = ServerStore(database)
+        servers.change(agent.server_id, lambda row: dataclasses.replace(row, last_seen_at=1.0))  # it began long ago
+        hostile.commit(session, [root_of(content)]).document  # noqa: B018  # asserts
+        assert time.time() - (servers.get(agent.server_id).last_seen_at or 0.0) < SILENT_SECONDS
+    finally:
+        database.close()
 
 
 def test_what_an_agent_was_asked_for_survives_a_kill_of_the_service(service: Service, daemon: Agent) -> None:
