@@ -21,7 +21,10 @@ from agent.state import State, default_state_folder
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0, 1 (it failed: one line on stderr) or 2 (wrong usage)."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments, argparse.Namespace(json=False))
+    if getattr(options, "yes", True) is False and not sys.stdin.isatty():
+        parser.error(f"nobody is here to confirm that {options.onto} is overwritten: say --yes")
     keep_large_buffers()
     logging.basicConfig(level=logging.WARNING, format="understudy-agent: %(message)s", stream=sys.stderr)
     try:
@@ -82,7 +85,7 @@ def _push(options: argparse.Namespace) -> None:
     from agent.progress import ProgressBar
     from agent.push.push import PushResult, push
 
-    _take_priority(options, "normal")
+    _take_priority(options)
 
     async def run(bar: ProgressBar) -> PushResult:
         state = _state(options)
@@ -132,7 +135,7 @@ def _seed(options: argparse.Namespace) -> None:
     from agent.progress import ProgressBar
     from agent.seed import write_seed
 
-    _take_priority(options, "normal")
+    _take_priority(options)
     with ProgressBar("seed", enabled=not options.json) as bar:
         result = write_seed(_state(options), Path(options.onto), on_progress=bar)
     _print(
@@ -173,15 +176,21 @@ def _priority(options: argparse.Namespace) -> None:
     if options.priority:
         now = dataclasses.replace(now, priority=Priority(options.priority))
         settings.save(folder, now)
-    text = f"priority: {now.priority}" if now.priority else "priority: low for the daemon, normal for a push by hand"
+    text = (
+        f"priority: {now.priority}"
+        if now.priority
+        else "priority: low for the daemon, as it was started for a push by hand"
+    )
     _print(options, {"priority": now.priority}, text)
 
 
-def _take_priority(options: argparse.Namespace, default: str) -> None:
+def _take_priority(options: argparse.Namespace, default: str | None = None) -> None:
+    """The one that was set, else `default`; None: whoever started this has chosen (nice), and stays right."""
     from agent.pacing import settings
     from agent.pacing.priority import Priority, apply
 
-    problem = apply(settings.load(_state(options).folder).priority or Priority(default))
+    chosen = settings.load(_state(options).folder).priority or (default and Priority(default))
+    problem = apply(chosen) if chosen else ""
     if problem:
         logging.getLogger("understudy-agent").warning("%s", problem)
 
@@ -218,8 +227,6 @@ def _state(options: argparse.Namespace) -> State:
 def _confirm(options: argparse.Namespace, what: str) -> None:
     if options.yes:
         return
-    if not sys.stdin.isatty():
-        raise UsageError(f"nobody is here to confirm that {what}", "say --yes")
     sys.stderr.write(f"{what}.\nType yes to go on: ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() != "yes":
@@ -243,10 +250,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="understudy-agent",
         description="Replicates this server's disks to an Understudy service, and brings them home again.",
+        epilog="example:\n  understudy-agent protect /dev/sda && understudy-agent push\n  understudy-agent pull --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[shared],
     )
     parser.add_argument("--version", action="version", version=f"understudy-agent {__version__}")
-    parser.set_defaults(json=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(

@@ -90,10 +90,10 @@ class Demo:
         self._boot_onprem()
         with self._show.task("it enrols and makes its first recovery point") as task:
             first = wait_for("the first recovery point", self._newest_point, FIRST_POINT_SECONDS, self._onprem_console)
-            task.result = _describe_point(first)
+            task.result = self._describe_point(first)
         for number in (2, 3):
             with self._show.task(f"recovery point {number}: only what changed") as task:
-                task.result = _describe_point(self._understudy.json("take", SERVER))
+                task.result = self._describe_point(self._understudy.json("take", SERVER))
         self._understudy.json("plan", "apply", lab.REPOSITORY / "demo/web01.yaml")
 
     # --- 3 ---
@@ -154,7 +154,7 @@ class Demo:
         if home is None:
             raise DemoError("the shop at home stopped answering", self._onprem_console)
         with self._show.task("replication goes on, forward again") as task:
-            task.result = _describe_point(self._understudy.json("take", SERVER))
+            task.result = self._describe_point(self._understudy.json("take", SERVER))
         self._judge(recovered, home)
 
     def _follow_failback(self) -> list[Order]:
@@ -205,7 +205,7 @@ class Demo:
         checks = verdict(self._before, recovered, home)
         for check in checks:
             self._show.line(
-                f"{'ok' if not check.problem else 'FAILED':<6} {check.count:>5}  {check.what} {check.problem}"
+                f"{'ok' if not check.problem else 'FAILED':<6} {check.count:>5}  {check.what} {check.problem}".rstrip()
             )
         self._show.line(f"{'':6} {len(home):>5}  orders at home in all")
         if any(check.problem for check in checks):
@@ -283,6 +283,19 @@ class Demo:
         points = self._understudy.json("points", SERVER)
         return points[0] if points else None
 
+    def _describe_point(self, point: dict[str, Any]) -> str:
+        """Raises DemoError if the server's root filesystem, from which its agent runs, was not frozen for it."""
+        assert self._service
+        log = self._service.log
+        told = re.compile(rf"point {point['id']}: its source stood still for ([\d.]+) s")
+        found = wait_for("the service's word", lambda: told.search(log.read_text(errors="replace")), 10, log)
+        if not float(found[1]):
+            raise DemoError(f"point {point['id']} was taken without a freeze of the server's filesystem")
+        return (
+            f"{point['id']}, {_mib(point['sent_bytes'])} sent, {point['consistency']}-consistent "
+            f"(its root filesystem was frozen for {float(found[1]):.2f} s)"
+        )
+
     def _newest_run(self, kind: str, required: bool = True) -> Any:
         found = next((run for run in self._understudy.json("runs") if run["kind"] == kind), None)
         if found is None and required:
@@ -296,9 +309,3 @@ def _mib(size_bytes: float) -> str:
 
 def _seconds(iso_time: str) -> float:
     return datetime.fromisoformat(iso_time).timestamp()
-
-
-def _describe_point(point: dict[str, Any]) -> str:
-    return (
-        f"{point['id']}, {_mib(point['sent_bytes'])} sent, {point['consistency']}-consistent, {point['completeness']}"
-    )

@@ -177,7 +177,7 @@ class OperatorHttp:
         return web.json_response(await asyncio.to_thread(ask), status=202)
 
     async def _command(self, request: web.Request) -> web.Response:
-        """As soon as it is done, or as it stands after `?wait_seconds=`."""
+        """As soon as it is done, or as it stands after `?wait_seconds=`; `deaf`: why it will not be heard, an error."""
         tenant, command_id = tenant_of(request), request.match_info["command"]
 
         def get() -> CommandRow:
@@ -190,10 +190,16 @@ class OperatorHttp:
             row = get()
             return row if row.state is CommandProgress.DONE else None
 
-        row = await self._bell.news(done, wait_of(request))
-        if row is None:
-            row = await asyncio.to_thread(get)
-        return web.json_response(_command_json(row))
+        def look() -> dict[str, Any]:
+            row = get()
+            deaf = None
+            if row.state is not CommandProgress.DONE:
+                server = self._servers.get(row.server_id)
+                deaf = why_deaf(server, pushing=self._is_pushing(server.id), now=self._now())
+            return _command_json(row) | {"deaf": deaf.to_json() if deaf else None}
+
+        await self._bell.news(done, wait_of(request))
+        return web.json_response(await asyncio.to_thread(look))
 
     async def _list_plans(self, request: web.Request) -> web.Response:
         return web.json_response(await asyncio.to_thread(self._plans.names, tenant_of(request)))

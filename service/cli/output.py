@@ -18,8 +18,12 @@ def emit(options: argparse.Namespace, document: Any, text: str) -> None:
 
 def show_share(options: argparse.Namespace, what: str, done: int, total: int) -> None:
     """How far something is, on a terminal, in one line that is overwritten; `done` == `total` takes it away."""
+    show_note(options, "" if done >= total else f"{what}: {done / total:.0%}")
+
+
+def show_note(options: argparse.Namespace, line: str) -> None:
+    """What is going on, on a terminal, in one line that is overwritten; an empty one takes it away."""
     if options.json or not sys.stderr.isatty():
         return
-    line = "" if done >= total else f"{what}: {done / total:.0%}"
     sys.stderr.write(f"\r{line}\033[K")
     sys.stderr.flush()

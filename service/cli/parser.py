@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from agent.protocol.errors import UnderstudyError
 from service.cli import arrows, drills, plans, points, runs, seed, verify
 
+OURS = ("agent", "recovery", "service")
+_WHOLE_INSTALL = "this is the agent's install; for the service: pip install 'understudy[service]'"
 EXPORT_FORMATS = ("raw", "qcow2", "vmdk", "vhdx")
 
 Run = Callable[[argparse.Namespace], None]
@@ -19,14 +23,22 @@ Run = Callable[[argparse.Namespace], None]
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0, 1 (it failed: one line on stderr) or 2 (wrong usage)."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    # Not as defaults: parsers share their options' actions, and a command's would undo what was said before it.
+    options = parser.parse_args(arguments, argparse.Namespace(json=False, tenant=None))
     asks = getattr(options, "confirms", False) and not (
         options.yes or options.dry_run or getattr(options, "drill", False)
     )
     if asks and not sys.stdin.isatty():
         parser.error("nobody is here to confirm this: say --yes (or --dry-run to see the steps)")
+    if options.run is verify.verify and (wrong := verify.misused(options)):
+        parser.error(wrong)
     try:
         options.run(options)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in OURS:
+            raise
+        print(f"understudy: the Python package {error.name} is not installed ({_WHOLE_INSTALL})", file=sys.stderr)
+        return 1
     except UnderstudyError as error:
         print(f"understudy: {error}".replace("\n", " "), file=sys.stderr)
         return 1
@@ -45,6 +57,7 @@ def _serve(options: argparse.Namespace) -> None:
         level=logging.INFO, format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    os.umask(0o077)  # what is kept are servers' disks, and the folder may have been made for all to read
     host, port = options.listen
     serve(
         ServeOptions(
@@ -72,6 +85,12 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
+def _examples(*examples: str) -> dict[str, Any]:
+    """How a parser comes to have a help that ends with examples."""
+    epilog = "examples:\n" + "\n".join(f"  understudy {example}" for example in examples)
+    return {"epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
 class _Commands:
     """Adds commands that all take the options which say where the service is."""
 
@@ -85,8 +104,7 @@ class _Commands:
             parents=[self._shared],
             help=text,
             description=text,
-            epilog="examples:\n" + "\n".join(f"  understudy {example}" for example in examples),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **_examples(*examples),
         )
         if run is not None:
             made.set_defaults(run=run)
@@ -104,8 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="understudy",
         description="Cloud disaster recovery: what is protected, how recent it is, and the button.",
         parents=[shared],
+        **_examples("serve --data /var/lib/understudy", "servers", "panic web01 --drill", "panic --help"),
     )
-    parser.set_defaults(json=False, tenant=None)
     commands = _Commands(parser, shared)
 
     serve = commands.add(
@@ -171,7 +189,10 @@ def _add_drills(commands: _Commands) -> None:
     )
     actions = listing.add_subparsers(metavar="ACTION")
     schedule = actions.add_parser(
-        "schedule", parents=[commands._shared], help="drill every server in turn, longest unproven first"
+        "schedule",
+        parents=[commands._shared],
+        help="drill every server in turn, longest unproven first",
+        **_examples("drills schedule --every 24h --window 01:00-05:00", "drills schedule off"),
     )
     schedule.add_argument("off", nargs="?", choices=("off",), help="no more drills but by hand")
     schedule.add_argument("--every", metavar="TIME", help="each server once in so long: 24h, 7d; or off")
@@ -222,20 +243,20 @@ def _add_plan(commands: _Commands) -> None:
     actions = plan.add_subparsers(required=True, metavar="ACTION")
     shared = commands._shared
 
-    def add(name: str, run: Run, text: str) -> argparse.ArgumentParser:
-        made = actions.add_parser(name, parents=[shared], help=text, description=text)
+    def add(name: str, run: Run, text: str, example: str) -> argparse.ArgumentParser:
+        made = actions.add_parser(name, parents=[shared], help=text, description=text, **_examples(f"plan {example}"))
         made.set_defaults(run=run)
         return made
 
-    apply = add("apply", plans.apply, "put a plan in place, or replace it")
+    apply = add("apply", plans.apply, "put a plan in place, or replace it", "apply shop.yaml")
     apply.add_argument("file", metavar="FILE")
     apply.add_argument("--draft", action="store_true", help="also with servers that are not protected yet")
-    show = add("show", plans.show, "a plan as YAML; a server without one has a default")
+    show = add("show", plans.show, "a plan as YAML; a server without one has a default", "show web01 > web01.yaml")
     show.add_argument("name", metavar="NAME")
-    check = add("check", plans.check, "would it work now? red (exit 1), amber or green, with reasons")
+    check = add("check", plans.check, "would it work now? red (exit 1), amber or green, with reasons", "check shop")
     check.add_argument("name", metavar="NAME")
-    add("list", plans.list_plans, "all plans, and how they stood when they were last checked")
-    remove = add("remove", plans.remove, "remove a plan; its servers have their default plans then")
+    add("list", plans.list_plans, "all plans, and how they stood when they were last checked", "list")
+    remove = add("remove", plans.remove, "remove a plan; its servers have their default plans then", "remove shop")
     remove.add_argument("name", metavar="NAME")
 
     caps = commands.add(
@@ -256,7 +277,10 @@ def _add_seed(commands: _Commands) -> None:
         "seed", None, "a server's initial content, brought on a disk instead of sent", "seed import web01.seed"
     ).add_subparsers(required=True, metavar="ACTION")
     take_in = actions.add_parser(
-        "import", parents=[shared], help="take in the file that `understudy-agent seed --onto FILE` wrote"
+        "import",
+        parents=[shared],
+        help="take in the file that `understudy-agent seed --onto FILE` wrote",
+        **_examples("seed import web01.seed"),
     )
     take_in.add_argument("file", metavar="FILE")
     take_in.set_defaults(run=seed.seed_import)

@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from agent.protocol.errors import RecoveryError, StorageError, ToolMissing, UsageError
+from agent.protocol.errors import RecoveryError, StorageError, ToolMissing, UnderstudyError, UsageError
 from agent.protocol.frames import Kind, decode
 from agent.protocol.grid import BlockGrid
 from service.cli.client import Service
-from service.cli.output import emit, show_share
+from service.cli.output import emit, show_note, show_share
 from service.cli.text import duration, mark, size, table
 
 EXPORT_BLOCKS = 128
@@ -83,10 +83,19 @@ def list_points(options: argparse.Namespace) -> None:
 def take(options: argparse.Namespace) -> None:
     service = Service.of(options)
     asked = service.post(f"/api/v1/servers/{options.server}/take", {"label": options.label}, tenant=options.tenant)
-    while True:
-        command = service.get(f"/api/v1/commands/{asked['id']}", wait_seconds=_WAIT_SECONDS)
-        if command["state"] == "done":
-            break
+    was_deaf = False
+    try:
+        while True:
+            command = service.get(f"/api/v1/commands/{asked['id']}", tenant=options.tenant, wait_seconds=_WAIT_SECONDS)
+            if command["state"] == "done":
+                break
+            # Once may be the moment between a push's end and the agent's word of it.
+            if was_deaf and command["deaf"]:
+                raise UnderstudyError.from_json(command["deaf"])
+            was_deaf = command["deaf"] is not None
+            show_note(options, f"waiting for the agent of {options.server}")
+    finally:
+        show_note(options, "")
     if command["point"] is None:
         raise RecoveryError(f"{options.server} made no point: {command['error']}")
     point = service.get(f"/api/v1/points/{command['point']}", tenant=options.tenant)

@@ -10,12 +10,17 @@ from service.cli.client import Service
 from service.cli.output import emit, show_share
 
 
+def misused(options: argparse.Namespace) -> str | None:
+    """What is wrong with the words given, which no parser sees; None if nothing is."""
+    if sum((options.point is not None, options.all, options.offline is not None)) != 1:
+        return "verify what? name a point, or say --all, or --offline MANIFEST"
+    if options.offline is None and (options.key or options.volume):
+        return "--key and --volume are for --offline: the service has its own key"
+    return None
+
+
 def verify(options: argparse.Namespace) -> None:
     """Every point is looked at, whatever is wrong with an earlier one; any damage that is left fails the command."""
-    if sum((options.point is not None, options.all, options.offline is not None)) != 1:
-        raise UsageError("verify what?", "name a point, or say --all, or --offline MANIFEST")
-    if options.offline is None and (options.key or options.volume):
-        raise UsageError("--key and --volume are for --offline", "the service has its own key")
     if options.offline is not None:
         _offline(options)
         return

@@ -142,6 +142,11 @@ class Gatekeeper:
             server_id, lambda server: dataclasses.replace(server, last_seen_at=now, volumes=tuple(volumes))
         )
 
+    def record_contact(self, server_id: str) -> None:
+        """The owner was heard."""
+        now = self._now()
+        self._servers.change(server_id, lambda server: dataclasses.replace(server, last_seen_at=now))
+
     def point_of(self, server_id: str, point_id: str) -> Point:
         """A point of this server by id, or `latest`. Raises NotFound."""
         if point_id == LATEST:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Any, Protocol, TypeVar
@@ -32,6 +33,8 @@ MAX_FRAME_BYTES = head_bytes(MAX_BLOCKS) + MAX_PLAIN_BYTES
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 
 class Caller(Protocol):
     """The agent at the other end, proven by its certificate."""
@@ -56,6 +59,10 @@ class Gatekeeper(Protocol):
 
     def record_push(self, server_id: str, volumes: list[VolumeDeclaration]) -> None:
         """The owner made contact, and this is what it replicates."""
+        ...
+
+    def record_contact(self, server_id: str) -> None:
+        """The owner was heard."""
         ...
 
     def point_of(self, server_id: str, point_id: str) -> Point:
@@ -124,9 +131,12 @@ class ReceiverHttp:
         message = await read_message(request, CommitRequest)
 
         def authorize(machine_id: str) -> Server:
-            return self._gatekeeper.authorize_push(caller.server_id, machine_id, caller.serial)
+            server = self._gatekeeper.authorize_push(caller.server_id, machine_id, caller.serial)
+            self._gatekeeper.record_contact(caller.server_id)  # a long push is over: its agent was not silent all along
+            return server
 
         point = await self._run(lambda: self._receiver.commit(caller.server_id, session, authorize, message))
+        log.info("point %s: its source stood still for %.3f s", point.id, message.frozen_seconds)
         return web.json_response(to_json(point))
 
     async def _abandon(self, request: web.Request) -> web.Response:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Agent, Ledger, Service
+from tests.faults.harness import Agent, Ledger, Service, path_without
 
 PLAN = """
 plan: garbage
@@ -40,6 +40,26 @@ def test_a_drill_of_what_cannot_boot_fails_at_its_gate_with_the_consoles_last_li
     assert run["state"] == "failed"
     assert service.ask("end", run["id"]).code == 0
     assert not list((service.data / "site" / "instances").glob("*/pid"))
+    ledger.reported(protected.push(), image)
+    ledger.check(service)
+
+
+def test_without_qemu_pushes_go_on_and_the_button_names_the_package(
+    protected: Agent, image: Path, ledger: Ledger, service: Service, tmp_path: Path
+) -> None:
+    service.stop()
+    without = Service(service.folder, port=service.port, env={"PATH": path_without(tmp_path, "qemu-system")})
+    without.start()
+    try:
+        ledger.reported(protected.push(), image)
+        assert "qemu-system-x86" in without.ask("plan", "check", "web01").complaint
+        failed = without.ask("panic", "web01", "--drill", "--yes")
+        assert "apt-get install qemu-system-x86" in failed.complaint
+        (run,) = without.ask("runs", "--json").document
+        assert without.ask("end", run["id"]).code == 0
+    finally:
+        without.stop()
+    service.start()
     ledger.reported(protected.push(), image)
     ledger.check(service)
 

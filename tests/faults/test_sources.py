@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -26,6 +29,7 @@ from tests.faults.images import BLOCK, change_image, make_image, resize_image
 from tests.faults.relay import Fault, Harm, Relay
 from tests.patience import PATIENCE_SECONDS
 
+REPOSITORY = Path(__file__).parents[2]
 needs_root = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="loop devices and mounts need root")]
 
 
@@ -159,6 +163,38 @@ class TestDevices:
                 checked = subprocess.run(["e2fsck", "-fn", out], check=False, capture_output=True, text=True)
                 assert checked.returncode == 0, checked.stdout
                 ledger.sums[point] = [ledger.content(service, point)]
+        ledger.check(service)
+
+    def test_an_agent_that_lives_on_the_disk_it_freezes_does_not_wait_for_itself(
+        self, agent: Agent, ledger: Ledger, service: Service, tmp_path: Path
+    ) -> None:
+        """Its programs, state, temporary files and output are there, as on a server with one disk. Whatever it wrote
+        while frozen would hold it up until the watchdog thaws, and then there would be no point."""
+        backing = filesystem(tmp_path)
+        with loop_device(backing) as device, mounted(device, tmp_path / "mount") as mount, writer(mount):
+            shutil.copytree(REPOSITORY / "agent", mount / "agent", ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(agent.folder, mount / "state")
+            (mount / "tmp").mkdir()
+            code = (
+                f"import agent, sys; assert agent.__file__.startswith({str(mount)!r}); "
+                "from agent.cli import main; sys.exit(main(sys.argv[1:]))"
+            )
+            for arguments in (["protect", device], ["push", "--json"], ["push", "--json"]):
+                with open(mount / "out", "w") as out, open(mount / "err", "w") as err:
+                    done = subprocess.run(
+                        [sys.executable, "-c", code, "--state", "state", *arguments],
+                        cwd=mount,
+                        env={**os.environ, "PYTHONPATH": str(mount), "HOME": str(mount), "TMPDIR": str(mount / "tmp")},
+                        stdin=subprocess.DEVNULL,
+                        stdout=out,
+                        stderr=err,
+                        check=False,
+                    )
+                assert done.returncode == 0, (mount / "err").read_text()
+                if arguments[0] == "push":
+                    pushed = json.loads((mount / "out").read_text())
+                    assert pushed["frozen_seconds"] > 0
+                    ledger.sums[pushed["point"]] = [ledger.content(service, pushed["point"])]
         ledger.check(service)
 
     @pytest.mark.parametrize("killed_together", [False, True])

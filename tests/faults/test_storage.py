@@ -148,6 +148,14 @@ class TestTargets:
         protected.pull(onto).document  # noqa: B018  # asserts
         assert sum_of(onto) == sum_of(image)
 
+    def test_a_target_that_nobody_confirmed_is_wrong_usage_and_stays_untouched(
+        self, protected: Agent, tmp_path: Path
+    ) -> None:
+        refused = protected.ask("pull", "latest", "--volume", "0", "--onto", tmp_path / "x.raw")
+        assert refused.code == 2
+        assert refused.err.strip().endswith("say --yes")
+        assert not (tmp_path / "x.raw").exists()
+
     def test_a_point_or_volume_that_is_not_there_is_named(self, protected: Agent, tmp_path: Path) -> None:
         for point, volume in (("pt-2222222222", 0), ("latest", 1), ("latest", -1), ("../x", 0)):
             assert protected.pull(tmp_path / "x.raw", point, volume).complaint
@@ -169,6 +177,16 @@ def test_the_running_systems_own_disk_is_known_as_such() -> None:
     if not device.is_block_device():
         pytest.skip("the root filesystem lies on no block device that is seen from here")
     assert "running system's own disk" in str(in_use(str(device)))
+
+
+def test_what_is_kept_can_be_read_by_nobody_else_also_where_the_folder_was_there_before(
+    protected: Agent, ledger: Ledger, service: Service
+) -> None:
+    """The folder may be a disk that somebody mounted there."""
+    assert service.data.stat().st_mode & 0o077, "it was made before the service, for all to read"
+    assert (service.data / "understudy.sqlite").exists()
+    open_to_others = [path.name for path in service.data.iterdir() if path.stat().st_mode & 0o077]
+    assert open_to_others == []
 
 
 def test_without_qemus_tools_the_package_is_named_and_nothing_is_lost(

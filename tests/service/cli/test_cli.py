@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from service.cli.parser import build_parser
 from tests.faults.harness import BINARIES, Service, run
 from tests.patience import PATIENCE_SECONDS
 
+ROOT = Path(__file__).parents[3]
 PLAN = "plan: shop\ngroups:\n  - servers:\n      - name: web01\n"
 
 
@@ -31,10 +33,13 @@ def commands() -> list[str]:
     return list(subparsers.choices)
 
 
-@pytest.mark.parametrize("command", commands())
+ACTIONS = ["plan apply", "plan show", "plan check", "plan list", "plan remove", "seed import", "drills schedule"]
+
+
+@pytest.mark.parametrize("command", ["", *commands(), *ACTIONS])
 def test_every_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        build_parser().parse_args([command, "--help"])
+        build_parser().parse_args([*command.split(), "--help"])
     assert ended.value.code == 0
     assert f"examples:\n  understudy {command}" in capsys.readouterr().out
 
@@ -46,6 +51,13 @@ def test_json_is_one_document_and_nothing_else(service: Service, tmp_path: Path)
         ran = run("understudy", *arguments, "--data", service.data, "--json")
         assert (ran.code, ran.err) == (0, "")
         json.loads(ran.out)
+
+
+def test_options_hold_before_the_command_as_well_as_behind_it(service: Service) -> None:
+    kept = run("understudy", "caps", "--instances", "7", "--data", service.data, "--tenant", "acme", "--json").document
+    assert run("understudy", "--data", service.data, "--tenant", "acme", "--json", "caps").document == kept
+    assert run("understudy", "--data", service.data, "--json", "caps").document != kept
+    assert run("understudy-agent", "--json", "inventory").document["machine_id"]
 
 
 def test_a_token_comes_with_the_line_to_run(service: Service) -> None:
@@ -92,7 +104,8 @@ def _file(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], [], ["panic"], ["serve", "--data", "/x", "--listen", "nowhere"],
-                                       ["panic", "web01"], ["failback", "failover-1"]])  # fmt: skip
+                                       ["panic", "web01"], ["failback", "failover-1"], ["verify"],
+                                       ["verify", "--all", "pt-1"], ["verify", "--key", "x", "pt-1"]])  # fmt: skip
 def test_wrong_usage_exits_2(service: Service, arguments: list[str]) -> None:
     """Among it: a button that nobody is there to confirm."""
     assert run("understudy", *arguments, "--data", service.data).code == 2
@@ -143,6 +156,16 @@ def test_a_second_service_on_the_same_folder_or_port_is_refused(service: Service
     assert "another service runs on" in same.complaint
     taken = run("understudy", "serve", "--data", tmp_path / "other", "--listen", listen)
     assert "cannot listen on" in taken.complaint.splitlines()[-1]
+
+
+def test_where_only_the_agent_is_installed_the_way_to_the_rest_is_told(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['uvloop'] = None; from service.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "serve", "--data", str(tmp_path / "data")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("understudy: the Python package uvloop is not installed")
+    assert "pip install" in ended.stderr
+    assert ended.stderr.count("\n") == 1
 
 
 def test_a_site_that_is_not_built_yet_says_so(tmp_path: Path) -> None:
