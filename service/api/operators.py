@@ -190,7 +190,7 @@ class OperatorHttp:
             row = get()
             return row if row.state is CommandProgress.DONE else None
 
-        row = await self._bell.news(done, wait_of(request))
+        row = await self._bell.news(lambda: asyncio.to_thread(done), wait_of(request))
         if row is None:
             row = await asyncio.to_thread(get)
         return web.json_response(_command_json(row))
