@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -35,14 +35,14 @@ class Bell:
         for about in self._waiting:
             self._wake(about)
 
-    async def news(self, look: Callable[[], T | None], wait_seconds: float, about: str = "") -> T | None:
-        """What `look` finds (it blocks, and runs in a thread), waiting for it; None when the time is over."""
+    async def news(self, look: Callable[[], Awaitable[T | None]], wait_seconds: float, about: str = "") -> T | None:
+        """What `look` finds, waiting for it; None when the time is over."""
         deadline = self._loop.time() + wait_seconds
         while True:
             rung = asyncio.Event()
             self._waiting.setdefault(about, set()).add(rung)  # before looking, so that no ring in between is missed
             try:
-                found = await asyncio.to_thread(look)
+                found = await look()
                 if found is not None or self._closed or self._loop.time() >= deadline:
                     return found
                 async with asyncio.timeout_at(deadline):

@@ -10,10 +10,14 @@ from agent.protocol.errors import UnderstudyError
 from service.planning import PlanBook
 from service.store.audit import AuditStore
 from service.store.plans import PlanStore
+from service.store.rows import PlanCheck
 
 INTERVAL_SECONDS = 300.0
 FIRST_SECONDS = 30.0
 """Not at once: after a start agents have yet to come back."""
+
+AT_ONCE = 1000
+"""So many checks share what they read, and a transaction."""
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +40,18 @@ def check_all(book: PlanBook, plans: PlanStore, audit: AuditStore) -> None:
     """Check every plan of every tenant, keep the answers, and say which have changed."""
     for tenant in plans.tenants():
         targets = book.targets(tenant)
-        for target in targets:
-            check = book.check(tenant, target)
-            before = plans.put_check(tenant, check)
-            if before is None or before.level != check.level:
-                worst = next((finding["text"] for finding in check.findings if finding["level"] == check.level), "")
-                log.log(logging.WARNING if check.level == "red" else logging.INFO, "plan %s is %s: %s",
-                        target, check.level, worst or "it would work now")  # fmt: skip
-                audit.add(tenant, "service", "plan.check", f"{target} is {check.level}: {worst}".rstrip(": "))
+        for at in range(0, len(targets), AT_ONCE):
+            now = book.at_one_moment()
+            checks = [now.check(tenant, target) for target in targets[at : at + AT_ONCE]]
+            before = plans.put_checks(tenant, checks)
+            changed = [one for one in checks if one.plan not in before or before[one.plan].level != one.level]
+            audit.add_all(tenant, "service", "plan.check", [_told(check) for check in changed])
         plans.keep_checks(tenant, targets)
+
+
+def _told(check: PlanCheck) -> str:
+    """Says it in the log, and returns what the audit keeps."""
+    worst = next((finding["text"] for finding in check.findings if finding["level"] == check.level), "")
+    level = logging.WARNING if check.level == "red" else logging.INFO
+    log.log(level, "plan %s is %s: %s", check.plan, check.level, worst or "it would work now")
+    return f"{check.plan} is {check.level}: {worst}".rstrip(": ")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import ipaddress
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -26,7 +28,7 @@ from recovery.sites.contract import Site
 from service.identity.gatekeeper import server_of
 from service.store.plans import PlanStore
 from service.store.points import PointStore
-from service.store.rows import PlanCheck
+from service.store.rows import PlanCheck, ServerRow
 from service.store.runs import RunRows
 from service.store.servers import ServerStore
 
@@ -43,6 +45,21 @@ class Planned:
     servers: Mapping[str, Server]
     points: Mapping[str, Point]
     facts: SiteFacts
+
+
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """What planning reads of a tenant's estate: as large as the estate is."""
+
+    servers: Callable[[str], list[ServerRow]]
+    newest_points: Callable[[str], dict[str, Point]]
+    runs: Callable[[str], list[Run]]
+    caps: Callable[[str], Caps]
+
+    def once(self) -> _Views:
+        """The same, each read when it is first asked for, and kept."""
+        once = functools.cache
+        return _Views(once(self.servers), once(self.newest_points), once(self.runs), once(self.caps))
 
 
 class PlanBook:
@@ -70,6 +87,13 @@ class PlanBook:
         self._now = now
         self._repairs = repairs
         self._witnesses = witnesses
+        self._views = _Views(servers.all, points.newest, runs.runs, plans.caps)
+
+    def at_one_moment(self) -> PlanBook:
+        """For many checks in a row: they share what they read, so a thousand servers are not read a thousand times."""
+        book = copy.copy(self)
+        book._views = self._views.once()
+        return book
 
     def apply(self, tenant: str, name: str, text: str, *, draft: bool) -> tuple[Plan, list[str]]:
         """Put a plan in place, or replace it; returns it and which of its servers nobody protects yet.
@@ -78,7 +102,7 @@ class PlanBook:
         plan = parse_plan(text)
         if plan.name != name:
             raise UsageError(f"the plan calls itself {plan.name!r}, not {name!r}", "use the name it has inside")
-        known = {row.name for row in self._servers.all(tenant)}
+        known = {row.name for row in self._views.servers(tenant)}
         missing = [server.name for server in plan.servers if server.name not in known]
         if missing and not draft:
             there = ", ".join(sorted(known)[:10]) or "none yet"
@@ -94,14 +118,14 @@ class PlanBook:
         text = self._plans.find(tenant, target)
         if text is not None:
             return parse_plan(text, f"plan {target}")
-        names = [row.name for row in self._servers.all(tenant)]
+        names = [row.name for row in self._views.servers(tenant)]
         if target in names:
             return default_plan(target)
         known = ", ".join(sorted({*self._plans.names(tenant), *names})[:10]) or "none yet"
         raise NotFound(f"there is no plan or server {target!r}", f"there are: {known}")
 
     def caps(self, tenant: str) -> Caps:
-        return self._plans.caps(tenant)
+        return self._views.caps(tenant)
 
     def plan(
         self,
@@ -125,12 +149,12 @@ class PlanBook:
         if not 1 <= copies <= MAX_COPIES:
             raise UsageError(f"{copies} copies cannot be made", f"ask for 1 to {MAX_COPIES}")
         alive = names - set(dead) if kind.takes_over and EVERY_SERVER not in dead else set()
-        order = Order(alive=frozenset(alive), copies=copies, last_boots=last_boots(self._runs.runs(tenant)))
+        order = Order(alive=frozenset(alive), copies=copies, last_boots=last_boots(self._views.runs(tenant)))
         return self._planned(tenant, plan, kind, choice, order)
 
     def findings(self, tenant: str, planned: Planned) -> list[Finding]:
         """What speaks against this run; red first."""
-        runs = self._runs.runs(tenant)
+        runs = self._views.runs(tenant)
         live = [run for run in runs if run.state is not RunState.ENDED]
         price = RunPrice(**planned.run.price)
         over = over_caps(price, planned.plan.caps, f"plan {planned.plan.name}")
@@ -183,7 +207,7 @@ class PlanBook:
         plans = {name: self.named(tenant, name).servers for name in self._plans.names(tenant)}
         found = {name: tuple(server.name for server in servers) for name, servers in plans.items()}
         planned = {name for names in found.values() for name in names}
-        for row in self._servers.all(tenant):
+        for row in self._views.servers(tenant):
             if row.name not in planned:
                 found.setdefault(row.name, (row.name,))
         return found
@@ -193,7 +217,10 @@ class PlanBook:
     ) -> Planned:
         now = self._now()
         wanted = {server.name for server in plan.servers}
-        servers = {row.name: server_of(row, now) for row in self._servers.all(tenant)}
+        rows = {row.name: row for row in self._views.servers(tenant)}
+        if wanted <= rows.keys():  # else the planner says which there are
+            rows = {name: rows[name] for name in wanted}
+        servers = {name: server_of(row, now) for name, row in rows.items()}
         points = self._points_of(tenant, plan, servers, choice or plan.point)
         facts = self._facts()
         run = plan_failover(plan, kind, servers, points, choice, facts, RandomIds(), now, order)
@@ -204,7 +231,7 @@ class PlanBook:
         return Planned(
             run=run,
             plan=plan,
-            servers={name: server for name, server in servers.items() if name in wanted},
+            servers=servers,
             points={
                 name: next(point for point in points[name] if point.id == point_id) for name, point_id in chosen.items()
             },
@@ -217,12 +244,12 @@ class PlanBook:
         """By server, newest first: as many as the choice may fall on."""
         known = [wanted.name for wanted in plan.servers if wanted.name in servers]
         if choice == LATEST and plan.one_instant_seconds is None:
-            newest = self._points.newest(tenant)
+            newest = self._views.newest_points(tenant)
             return {name: [newest[servers[name].id]] if servers[name].id in newest else [] for name in known}
         found = {name: self._points.newest_first(servers[name].id) for name in known}
         if choice != LATEST_BOOTABLE:
             return dict(found)
-        proven = proven_points(self._runs.runs(tenant))
+        proven = proven_points(self._views.runs(tenant))
         return {
             name: [dataclasses.replace(point, bootable=proven.get(point.id)) for point in points]
             for name, points in found.items()

@@ -25,7 +25,8 @@ from agent.protocol.messages import (
 from service.bell import Bell
 from service.identity.enrolment import Enrolment
 from service.identity.gatekeeper import AgentIdentity, Gatekeeper
-from service.identity.ownership import Claim, Decision, StandDown
+from service.identity.greetings import Greetings
+from service.identity.ownership import Claim, Decision, StandDown, Take
 from service.identity.sightings import Sightings
 from service.receiver.http import read_message
 from service.store.audit import AuditStore
@@ -69,6 +70,7 @@ class AgentHttp:
         self._bell = bell
         self._sightings = sightings
         self._interval_seconds = interval_seconds
+        self._greetings = Greetings(servers.greeted_all)
         self._told: dict[str, int] = {}
         """What each agent said of its volumes when it was last written down, as a hash."""
         self._now = now
@@ -107,11 +109,15 @@ class AgentHttp:
             raise BadMessage(f"{len(hello.volumes)} volumes; at most {MAX_VOLUMES} are possible")
         standing: _Standing | None = None
 
-        def look() -> _Standing | None:
+        async def look() -> _Standing | None:
             # Ownership is looked at each time again: a failover must not wait for the agent's next hello.
             nonlocal standing
-            standing = self._arrive(caller, hello) if standing is None else self._look(caller, hello)
-            return standing if standing.commands or isinstance(standing.decision, StandDown) else None
+            found = await self._greet(caller, hello) if standing is None else None
+            if found is None:
+                look_up = self._arrive if standing is None else self._look
+                found = await asyncio.to_thread(look_up, caller, hello)
+            standing = found
+            return found if found.commands or isinstance(found.decision, StandDown) else None
 
         await self._bell.news(look, min(hello.wait_seconds, MAX_WAIT_SECONDS), caller.server_id)
         assert standing is not None
@@ -131,6 +137,19 @@ class AgentHttp:
         )
         return web.json_response({})
 
+    async def _greet(self, caller: AgentIdentity, hello: Hello) -> _Standing | None:
+        """The owner of a server says what it said before, and nothing waits for it; None: it is not as simple as that.
+
+        That is nearly every hello."""
+        if hello.inventory is not None or self._told.get(caller.server_id) != hash(tuple(hello.volumes)):
+            return None
+        server, asked = await self._greetings.of(caller.server_id)
+        decision = self._gatekeeper.known_decision(server, hello.machine_id, caller.serial)
+        if asked or server.last_seen_at is None or not isinstance(decision, Take):
+            return None
+        self._sightings.note(server, self._now())
+        return _Standing(server, decision, [])
+
     def _arrive(self, caller: AgentIdentity, hello: Hello) -> _Standing:
         """The owner made contact: write down what it says of itself."""
         standing = self._look(caller, hello)
@@ -139,10 +158,6 @@ class AgentHttp:
 
         now = self._now()
         said = hash(tuple(hello.volumes))
-        told = hello.inventory is None and self._told.get(caller.server_id) == said
-        if told and standing.server.last_seen_at is not None:
-            self._sightings.note(standing.server, now)
-            return standing
 
         def heard(server: ServerRow) -> ServerRow:
             # what the server has at home is not what its instance has

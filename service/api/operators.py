@@ -198,7 +198,7 @@ class OperatorHttp:
                 deaf = why_deaf(server, pushing=self._is_pushing(server.id), now=self._now())
             return _command_json(row) | {"deaf": deaf.to_json() if deaf else None}
 
-        await self._bell.news(done, wait_of(request))
+        await self._bell.news(lambda: asyncio.to_thread(done), wait_of(request))
         return web.json_response(await asyncio.to_thread(look))
 
     async def _list_plans(self, request: web.Request) -> web.Response:

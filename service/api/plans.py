@@ -49,7 +49,7 @@ class PlanHttp:
 
         def check() -> PlanCheck:
             found = self._book.check(tenant, name)
-            self._plans.put_check(tenant, found)
+            self._plans.put_checks(tenant, [found])
             return found
 
         return web.json_response(asdict(await asyncio.to_thread(check)))

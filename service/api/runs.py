@@ -107,7 +107,7 @@ class RunHttp:
             newer_than_known = self._desk.version(tenant, run_id) > int(after)
             return self._desk.get(tenant, run_id) if newer_than_known else None
 
-        run = await self._bell.news(newer, wait_of(request))
+        run = await self._bell.news(lambda: asyncio.to_thread(newer), wait_of(request))
         return await self._answer(lambda: run or self._desk.get(tenant, run_id))
 
     async def _end(self, request: web.Request) -> web.Response:

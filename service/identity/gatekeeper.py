@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import ssl
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ AGENT = "understudy.agent"
 
 
 class Gatekeeper:
-    """All but `agent_of`, `serial_of` and `recognize` block."""
+    """All but `agent_of`, `serial_of`, `recognize` and `known_decision` block."""
 
     def __init__(
         self, enrolment: Enrolment, servers: ServerStore, points: PointStore, now: Callable[[], float] = time.time
@@ -48,6 +49,7 @@ class Gatekeeper:
         self._servers = servers
         self._points = points
         self._now = now
+        self._serials: weakref.WeakKeyDictionary[ssl.SSLObject, str] = weakref.WeakKeyDictionary()
 
     @staticmethod
     def agent_of(request: web.Request) -> AgentIdentity:
@@ -57,16 +59,20 @@ class Gatekeeper:
             raise AuthError("this needs an agent's certificate", "enrol first: understudy-agent enroll URL TOKEN")
         return identity
 
-    @staticmethod
-    def serial_of(request: web.Request) -> str:
+    def serial_of(self, request: web.Request) -> str:
         """The serial of the certificate that the other end showed; TLS has checked it. Raises AuthError (none)."""
         connection: ssl.SSLObject | None = request.get_extra_info("ssl_object")
+        if (
+            connection is not None and connection in self._serials
+        ):  # reading a certificate again for each request is dear
+            return self._serials[connection]
         certificate = None
         with contextlib.suppress(ValueError):  # a connection that has broken since its request came knows none any more
             certificate = connection.getpeercert() if connection is not None else None
-        if not certificate:
+        if connection is None or not certificate:
             raise AuthError("this needs an agent's certificate", "enrol first: understudy-agent enroll URL TOKEN")
-        return f"{int(str(certificate['serialNumber']), 16):x}"
+        serial = self._serials[connection] = f"{int(str(certificate['serialNumber']), 16):x}"
+        return serial
 
     def identify(self, serial: str) -> AgentIdentity:
         """Raises TrustError (unknown), AuthError (revoked)."""
@@ -103,15 +109,28 @@ class Gatekeeper:
         `row`: the server, if the caller has just read it. `fenced`: what its agent says it has stopped."""
         machine_id = machine_of(machine_id)
         certificate = self._enrolment.certificate(serial)
-        if certificate.server_id != server_id:
-            raise AuthError(f"the certificate {serial} is another server's")
         server = row or self._servers.get(server_id)
-        decision = decide(server, machine_id, certificate)
+        decision = self._decided(server, machine_id, certificate)
         if isinstance(decision, Claim) and claims:
             return self._claim(server_id, machine_id, certificate)
         if isinstance(decision, StandDown) and (claims or decision.was_the_server):
             self._note_stale(server, machine_id, fenced)
         return server, decision
+
+    def known_decision(self, server: ServerRow, machine_id: str, serial: str) -> Decision | None:
+        """What this machine is to its server, without a look at the database; None: its certificate is not remembered.
+
+        Raises BadMessage, AuthError."""
+        certificate = self._enrolment.remembered(serial)
+        if certificate is None:
+            return None
+        return self._decided(server, machine_of(machine_id), certificate)
+
+    @staticmethod
+    def _decided(server: ServerRow, machine_id: str, certificate: CertificateRow) -> Decision:
+        if certificate.server_id != server.id:
+            raise AuthError(f"the certificate {certificate.serial} is another server's")
+        return decide(server, machine_id, certificate)
 
     def _note_stale(self, server: ServerRow, machine_id: str, fenced: str | None) -> None:
         """Operators see who came back. It asks every few seconds, and not each time is worth a transaction."""

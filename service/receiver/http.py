@@ -24,12 +24,13 @@ from agent.protocol.messages import (
     to_json,
 )
 from recovery.control import Server
+from service.receiver.admission import Admission
 from service.receiver.pull import COMPRESSION_LEVEL, PointReader
 from service.receiver.receiver import Receiver
 
-BODIES_AT_ONCE = 12
-"""Requests with blocks that are read or worked on at once; a little more than there are threads."""
 MAX_FRAME_BYTES = head_bytes(MAX_BLOCKS) + MAX_PLAIN_BYTES
+SILENCE_SECONDS = 30.0
+"""A body that brings nothing for so long is given up: its room is for others. Agents send it again."""
 
 T = TypeVar("T")
 
@@ -80,7 +81,7 @@ class ReceiverHttp:
         self._reader = reader
         self._gatekeeper = gatekeeper
         self._threads = threads
-        self._bodies = asyncio.Semaphore(BODIES_AT_ONCE)
+        self._admission = Admission()
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -176,9 +177,9 @@ class ReceiverHttp:
         return web.json_response(to_json(await self._run(record)))
 
     async def _run_with_body(self, request: web.Request, work: Callable[[bytearray], T]) -> T:
-        """Blocks are only read from the line when a thread will soon be free for them: who sends faster than we write
-        is held up by TCP, and fifty agents need no more memory than a few."""
-        async with self._bodies:
+        length = MAX_FRAME_BYTES if request.content_length is None else request.content_length
+        _check_length(length, MAX_FRAME_BYTES)
+        async with self._admission.of(self._gatekeeper.agent_of(request).server_id, length):
             body = await read_body(request, MAX_FRAME_BYTES)
             return await self._run(lambda: work(body))
 
@@ -188,20 +189,28 @@ class ReceiverHttp:
 
 async def read_body(request: web.Request, limit_bytes: int) -> bytearray:
     """The whole body, piece by piece as it comes. Raises BadFrame as soon as it is over the limit, TransportError."""
-    if request.content_length is not None and request.content_length > limit_bytes:
-        raise BadFrame(f"a body of {request.content_length} bytes is over the limit of {limit_bytes}")
+    _check_length(request.content_length or 0, limit_bytes)
     body = bytearray(request.content_length or 0)  # made once: growing it would move what has come again and again
     filled = 0
+    clock = asyncio.get_running_loop().time
     try:
-        async for chunk in request.content.iter_any():
-            body[filled : filled + len(chunk)] = chunk
-            filled += len(chunk)
-            if filled > limit_bytes:
-                raise BadFrame(f"the body is over the limit of {limit_bytes} bytes")
+        async with asyncio.timeout(SILENCE_SECONDS) as patience:
+            async for chunk in request.content.iter_any():
+                body[filled : filled + len(chunk)] = chunk
+                filled += len(chunk)
+                _check_length(filled, limit_bytes)
+                patience.reschedule(clock() + SILENCE_SECONDS)
+    except TimeoutError:
+        raise TransportError(f"nothing came for {SILENCE_SECONDS:.0f} s after {filled} bytes of the body") from None
     except OSError:  # reset, or bytes that TLS found altered on the way
         raise TransportError(f"the line was cut after {filled} bytes of the body") from None
     del body[filled:]
     return body
+
+
+def _check_length(size_bytes: int, limit_bytes: int) -> None:
+    if size_bytes > limit_bytes:
+        raise BadFrame(f"a body of {size_bytes} bytes or more is over the limit of {limit_bytes}")
 
 
 async def read_message(request: web.Request, cls: type[T]) -> T:

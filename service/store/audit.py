@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 from sqlalchemy import insert, select
 
@@ -20,10 +21,17 @@ class AuditStore:
         self._database = database
 
     def add(self, tenant: str, who: str, action: str, detail: str) -> None:
-        entry = AuditEntry(tenant=tenant, at=time.time(), who=who, action=action, detail=detail)
+        self.add_all(tenant, who, action, [detail])
+
+    def add_all(self, tenant: str, who: str, action: str, details: Sequence[str]) -> None:
+        """A row for each, in one transaction."""
+        if not details:
+            return
+        now = time.time()
+        entries = [AuditEntry(tenant=tenant, at=now, who=who, action=action, detail=detail) for detail in details]
         with self._database.write() as connection:
-            ensure_tenant(connection, tenant, entry.at)
-            connection.execute(insert(audit).values(dataclasses.asdict(entry)))
+            ensure_tenant(connection, tenant, now)
+            connection.execute(insert(audit), [dataclasses.asdict(entry) for entry in entries])
 
     def newest_first(self, tenant: str, limit: int = 100) -> list[AuditEntry]:
         columns = [column for column in audit.c if column.name != "id"]

@@ -60,14 +60,16 @@ class PlanStore:
 
     # --- how plans stand ---
 
-    def put_check(self, tenant: str, check: PlanCheck) -> PlanCheck | None:
-        """Replaces the one before, which is returned."""
-        mine = (plan_checks.c.tenant == tenant) & (plan_checks.c.plan == check.plan)
+    def put_checks(self, tenant: str, checks: Collection[PlanCheck]) -> dict[str, PlanCheck]:
+        """Replaces those before, which are returned by plan. In one transaction, so not too many at once."""
+        if not checks:
+            return {}
+        same = (plan_checks.c.tenant == tenant) & plan_checks.c.plan.in_([check.plan for check in checks])
         with self._database.write() as connection:
-            found = connection.execute(select(*_CHECK).where(mine)).mappings().one_or_none()
-            connection.execute(delete(plan_checks).where(mine))
-            connection.execute(insert(plan_checks).values(tenant=tenant, **dataclasses.asdict(check)))
-        return None if found is None else PlanCheck(**found)
+            before = [PlanCheck(**found) for found in connection.execute(select(*_CHECK).where(same)).mappings()]
+            connection.execute(delete(plan_checks).where(same))
+            connection.execute(insert(plan_checks), [{"tenant": tenant} | dataclasses.asdict(one) for one in checks])
+        return {check.plan: check for check in before}
 
     def checks(self, tenant: str) -> list[PlanCheck]:
         """By plan."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, exists, insert, select, update
@@ -29,16 +29,23 @@ class ServerStore:
             return _get(connection, server_id)
 
     def greeted(self, server_id: str) -> tuple[ServerRow, bool]:
-        """For hellos, of which there are many: the row without volumes and inventory, and whether commands wait."""
-        asked = (commands.c.server_id == server_id) & commands.c.state.in_(OPEN)
-        query = select(*_BARE, exists().where(asked).label("asked")).where(servers.c.id == server_id)
-        with self._database.read() as connection:
-            found = connection.execute(query).one_or_none()
+        """For hellos: the row without volumes and inventory, and whether commands wait."""
+        found = self.greeted_all([server_id]).get(server_id)
         if found is None:
             raise NotFound(f"there is no server {server_id}")
-        fields = dict(found._mapping)
-        waiting = bool(fields.pop("asked"))
-        return ServerRow(**{**fields, "state": ServerState(fields["state"])}), waiting
+        return found
+
+    def greeted_all(self, server_ids: Collection[str]) -> dict[str, tuple[ServerRow, bool]]:
+        """The same for many; those that there are."""
+        asked = exists().where((commands.c.server_id == servers.c.id) & commands.c.state.in_(OPEN))
+        query = select(*_BARE, asked.label("asked")).where(servers.c.id.in_(server_ids))
+        rows = {}
+        with self._database.read() as connection:
+            for found in connection.execute(query).mappings():
+                fields = dict(found)
+                waiting = bool(fields.pop("asked"))
+                rows[found["id"]] = ServerRow(**{**fields, "state": ServerState(fields["state"])}), waiting
+        return rows
 
     def by_name(self, tenant: str, name: str) -> ServerRow:
         with self._database.read() as connection:

@@ -6,9 +6,17 @@ from service.bell import Bell
 from tests.patience import eventually
 
 
+async def nothing() -> None:
+    """What is found when there is no news."""
+
+
 async def test_a_ring_from_another_thread_ends_the_wait() -> None:
     bell, found = Bell(), threading.Event()
-    waiting = asyncio.create_task(bell.news(lambda: "news" if found.is_set() else None, 60))
+
+    async def look() -> str | None:
+        return "news" if found.is_set() else None
+
+    waiting = asyncio.create_task(bell.news(look, 60))
     await asyncio.sleep(0.05)
     assert not waiting.done()
 
@@ -23,7 +31,7 @@ async def test_a_ring_from_another_thread_ends_the_wait() -> None:
 async def test_a_ring_between_looking_and_waiting_is_not_missed() -> None:
     bell, looks = Bell(), 0
 
-    def look() -> str | None:
+    async def look() -> str | None:
         nonlocal looks
         looks += 1
         if looks == 1:
@@ -34,13 +42,13 @@ async def test_a_ring_between_looking_and_waiting_is_not_missed() -> None:
 
 
 async def test_nothing_new_is_none_when_the_time_is_over() -> None:
-    assert await Bell().news(lambda: None, 0.05) is None
-    assert await Bell().news(lambda: None, 0) is None
+    assert await Bell().news(nothing, 0.05) is None
+    assert await Bell().news(nothing, 0) is None
 
 
 async def test_closing_ends_every_wait() -> None:
     bell = Bell()
-    waiting = asyncio.create_task(bell.news(lambda: None, 60))
+    waiting = asyncio.create_task(bell.news(nothing, 60))
     await asyncio.sleep(0.05)
     bell.close()
     assert await waiting is None
@@ -49,7 +57,7 @@ async def test_closing_ends_every_wait() -> None:
 async def test_only_who_waits_for_it_looks_again() -> None:
     bell, looks = Bell(), {"web01": 0, "web02": 0, "": 0}
 
-    def look(about: str) -> str | None:
+    async def look(about: str) -> str | None:
         looks[about] += 1
         return "news" if looks[about] > 1 else None
 

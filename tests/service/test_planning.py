@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -17,10 +17,12 @@ from recovery.sites.contract import Site
 from service.desk import RunDesk
 from service.plan_checks import check_all
 from service.planning import PlanBook
+from service.store import servers as servers_module
 from service.store.audit import AuditStore
 from service.store.database import Database
 from service.store.plans import PlanStore
 from service.store.points import PointStore
+from service.store.rows import ServerRow
 from service.store.runs import RunRows
 from service.store.servers import ServerStore
 from tests.recovery.world import FakeClock, MemoryControl, MemorySite
@@ -151,3 +153,22 @@ def test_every_plan_and_every_server_without_one_is_checked_and_changes_are_told
     office.plans.remove("default", "shop")
     check_all(office.book, office.plans, office.audit)
     assert [check.plan for check in office.plans.checks("default")] == ["db01", "web01"]
+
+
+def test_a_round_of_checks_reads_the_estate_once_however_many_servers_there_are(
+    office: Office, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        add_server(database, id=f"srv-x{number}", name=f"db{number:02}")
+    rows_read = 0
+
+    def counting(found: Any) -> ServerRow:
+        nonlocal rows_read
+        rows_read += 1
+        return row_of(found)
+
+    row_of = servers_module._row
+    monkeypatch.setattr(servers_module, "_row", counting)
+    check_all(office.book, office.plans, office.audit)
+    assert len(office.plans.checks("default")) == 31
+    assert rows_read <= 4 * 31

@@ -16,4 +16,6 @@ def test_a_request_whose_connection_has_broken_meanwhile_has_no_identity() -> No
     broken = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="service")
     transport = Mock(**{"get_extra_info.return_value": broken})
     with pytest.raises(AuthError):
-        Gatekeeper.serial_of(make_mocked_request("POST", "/agent/v1/hello", transport=transport))
+        Gatekeeper(Mock(), Mock(), Mock()).serial_of(
+            make_mocked_request("POST", "/agent/v1/hello", transport=transport)
+        )
