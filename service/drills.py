@@ -148,7 +148,7 @@ class DrillRounds:
 
     def _begin(self, tenant: str, name: str) -> Run | None:
         try:
-            planned = self._desk.plan(tenant, RunKind.DRILL, name, None)
+            planned = self._book.plan(tenant, RunKind.DRILL, name, None)
             planned.run.scheduled = True
             planned.run.expires_at = planned.run.created_at + DEFAULT_TTL_SECONDS
             run = self._desk.start(planned)

@@ -35,13 +35,13 @@ async def keep_checking(book: PlanBook, plans: PlanStore, audit: AuditStore, thr
 def check_all(book: PlanBook, plans: PlanStore, audit: AuditStore) -> None:
     """Check every plan of every tenant, keep the answers, and say which have changed."""
     for tenant in plans.tenants():
-        targets = book.targets(tenant)
-        for target in targets:
-            check = book.check(tenant, target)
+        checked = []
+        for check in book.checks(tenant):
+            checked.append(check.plan)
             before = plans.put_check(tenant, check)
             if before is None or before.level != check.level:
                 worst = next((finding["text"] for finding in check.findings if finding["level"] == check.level), "")
                 log.log(logging.WARNING if check.level == "red" else logging.INFO, "plan %s is %s: %s",
-                        target, check.level, worst or "it would work now")  # fmt: skip
-                audit.add(tenant, "service", "plan.check", f"{target} is {check.level}: {worst}".rstrip(": "))
-        plans.keep_checks(tenant, targets)
+                        check.plan, check.level, worst or "it would work now")  # fmt: skip
+                audit.add(tenant, "service", "plan.check", f"{check.plan} is {check.level}: {worst}".rstrip(": "))
+        plans.keep_checks(tenant, checked)

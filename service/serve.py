@@ -43,6 +43,7 @@ from service.bell import Bell
 from service.control import ServiceControl
 from service.desk import RunDesk
 from service.drills import DrillRounds, clear_scratch, evidence_keeper, keep_drilling
+from service.estate import Sources
 from service.files import read_bytes, write_private
 from service.identity.enrolment import Enrolment
 from service.identity.gatekeeper import Gatekeeper, server_of
@@ -149,9 +150,21 @@ async def _serve(options: ServeOptions) -> None:
         keeper = evidence_keeper(data, pki.signing_key, site, plans, repairer)
         executor = Executor(runs, site, control, scripts=scripts, repairer=repairer, witness=keeper)
         resources.callback(executor.stop)
-        book = PlanBook(servers, points, plans, runs, site, scripts, repairs=repairer is not None, witnesses=True)
-        desk = RunDesk(servers, book, runs, site, executor)
         proofs = ProofStore(database)
+        book = PlanBook(
+            Sources(
+                servers=servers,
+                points=points,
+                plans=plans,
+                runs=runs,
+                proofs=proofs,
+                site=site,
+                repairs=repairer is not None,
+                witnesses=True,
+            ),
+            scripts,
+        )
+        desk = RunDesk(servers, book, runs, site, executor)
         clear_scratch(data / "repairs", runs)
         rounds = DrillRounds(DrillStore(database), proofs, servers, book, runs, desk, audit)
         reaper = Reaper(
@@ -223,7 +236,7 @@ async def _serve(options: ServeOptions) -> None:
             ).routes()
         )
         app.add_routes(PlanHttp(book, plans, audit).routes())
-        app.add_routes(RunHttp(desk, bell).routes())
+        app.add_routes(RunHttp(book, desk, bell).routes())
         app.add_routes(DrillHttp(rounds, desk, keeper).routes())
 
         logging.getLogger("aiohttp.server").addFilter(in_one_line)

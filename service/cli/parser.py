@@ -131,7 +131,10 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add("servers", points.list_servers, "what is protected, and how far behind it is", "servers")
     listing = commands.add("points", points.list_points, "a server's recovery points, newest first", "points web01")
     listing.add_argument("server", metavar="SERVER")
-    commands.add("runs", runs.list_runs, "drills, failovers and failbacks, newest first", "runs", "runs --json")
+    listing = commands.add(
+        "runs", runs.list_runs, "drills, failovers and failbacks, newest first", "runs", "runs --most 1000 --json"
+    )
+    listing.add_argument("--most", metavar="N", type=_at_least_one, default=100, help="how many (default: 100)")
 
     take = commands.add(
         "take", points.take, "ask a server's agent for a point now", 'take web01 --label "before the upgrade"'

@@ -18,7 +18,7 @@ _FINAL = ("succeeded", "failed", "ended")
 
 
 def list_runs(options: argparse.Namespace) -> None:
-    runs = Service.of(options).get("/api/v1/runs", tenant=options.tenant)
+    runs = Service.of(options).get("/api/v1/runs", tenant=options.tenant, most=options.most)
     rows = [
         [run["id"], run["kind"], run["plan"], run["state"], instant(run["created_at"]), duration(run["rto_seconds"])]
         for run in runs

@@ -109,6 +109,14 @@ class MemoryStore:
     def runs(self, tenant: str | None = None) -> list[Run]:
         return [self.get(run_id) for run_id in reversed(self.rows) if tenant in (None, self.rows[run_id]["tenant"])]
 
+    def live(self, tenant: str) -> list[Run]:
+        runs = self.runs(tenant)
+        live = {run.id for run in runs if run.state is not RunState.ENDED}
+        return [run for run in runs if run.id in live or run.failover_run in live]
+
+    def failbacks(self, failover_id: str) -> list[Run]:
+        return [run for run in self.runs() if run.failover_run == failover_id]
+
     def unfinished(self) -> list[Run]:
         return [run for run in reversed(self.runs()) if run.state in (RunState.RUNNING, RunState.ENDING)]
 

@@ -123,7 +123,7 @@ def test_how_everybody_stands_is_shown_longest_unproven_first(world: Rounds) -> 
 
 def test_scratch_of_repairs_that_were_cut_off_goes_with_their_runs(world: Rounds, tmp_path: Path) -> None:
     ended, live = (
-        world.office.desk.start(world.office.desk.plan("default", RunKind.DRILL, "web01", None)).id for _ in "ab"
+        world.office.desk.start(world.office.book.plan("default", RunKind.DRILL, "web01", None)).id for _ in "ab"
     )
     for run_id in (ended, live):
         world.office.executor.wait(run_id)
