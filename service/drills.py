@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,20 +13,20 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from agent.protocol.errors import NotFound, UnderstudyError
+from agent.protocol.errors import UnderstudyError
 from recovery.drills.filesystems import FilesystemChecks
 from recovery.drills.reaper import DEFAULT_TTL_SECONDS, Reaper
 from recovery.drills.rotation import DrillSchedule, Target, next_targets
 from recovery.preflight import Proof
 from recovery.repair import worker
 from recovery.repair.job import BootRepair
-from recovery.runs import Run, RunKind, RunState
+from recovery.runs import Run, RunKind
 from recovery.sites.contract import Site
 from recovery.sites.local import accel
-from recovery.sites.local.durable import storage_errors
 from service.desk import RunDesk
 from service.evidence.facts import iso
 from service.evidence.keeper import EvidenceKeeper
+from service.leftovers import Leftovers
 from service.planning import PlanBook
 from service.store.audit import AuditStore
 from service.store.drills import DrillStore
@@ -38,6 +37,7 @@ from service.store.servers import ServerStore
 
 SWEEP_SECONDS = 5.0
 TURN_SECONDS = 30.0
+REMOVE_SECONDS = 86_400.0
 REFUSED_SECONDS = 3600.0
 """Until a target whose drill could not begin is tried again."""
 
@@ -167,9 +167,10 @@ def schedule_to_json(schedule: DrillSchedule | None) -> dict[str, Any] | None:
     return asdict(schedule) | {"window": None if schedule.window is None else str(schedule.window)}
 
 
-async def keep_drilling(reaper: Reaper, rounds: DrillRounds) -> None:
+async def keep_drilling(reaper: Reaper, rounds: DrillRounds, leftovers: Leftovers) -> None:
     """Runs until it is cancelled."""
     await asyncio.gather(
+        _again_and_again("removing old evidence", leftovers.remove_old, REMOVE_SECONDS),
         _again_and_again("sweeping up after drills", reaper.sweep, SWEEP_SECONDS),
         _again_and_again("beginning drills", rounds.turn, TURN_SECONDS),
     )
@@ -185,18 +186,6 @@ async def _again_and_again(what: str, work: Callable[[], object], seconds: float
         except Exception:
             log.exception("%s failed", what)
         await asyncio.sleep(seconds)
-
-
-def clear_scratch(repairs: Path, runs: RunRows) -> None:
-    """At the service's start: scratch layers of boot repairs that were cut off, where their run does not go on."""
-    for scratch in repairs.glob("*/*/scratch"):
-        try:
-            is_over = runs.get(scratch.parts[-3]).state is RunState.ENDED
-        except NotFound:
-            is_over = True
-        if is_over:
-            with storage_errors(f"remove {scratch}"):
-                shutil.rmtree(scratch)
 
 
 def _at(proof: Proof | None) -> str | None:

@@ -42,12 +42,13 @@ from service.api.runs import RunHttp
 from service.bell import Bell
 from service.control import ServiceControl
 from service.desk import RunDesk
-from service.drills import DrillRounds, clear_scratch, evidence_keeper, keep_drilling
+from service.drills import DrillRounds, evidence_keeper, keep_drilling
 from service.estate import Sources
 from service.files import read_bytes, write_private
 from service.identity.enrolment import Enrolment
 from service.identity.gatekeeper import Gatekeeper, server_of
 from service.identity.sightings import Sightings
+from service.leftovers import KEEP_EVIDENCE_DAYS, Leftovers
 from service.listening import in_one_line, in_url, listen
 from service.pki import Pki
 from service.plan_checks import keep_checking
@@ -96,6 +97,7 @@ class ServeOptions:
     database: str | None = None
     interval_seconds: int = 300
     keep: int = DEFAULT_KEEP
+    keep_evidence_days: int = KEEP_EVIDENCE_DAYS
 
 
 def serve(options: ServeOptions) -> None:
@@ -165,7 +167,8 @@ async def _serve(options: ServeOptions) -> None:
             scripts,
         )
         desk = RunDesk(servers, book, runs, site, executor)
-        clear_scratch(data / "repairs", runs)
+        leftovers = Leftovers(data / "drills", data / "repairs", runs, proofs, options.keep_evidence_days)
+        leftovers.clear_scratch()
         rounds = DrillRounds(DrillStore(database), proofs, servers, book, runs, desk, audit)
         reaper = Reaper(
             runs, site, executor.end, lambda tenant, words: audit.add(tenant, "service", "run.drill", words)
@@ -256,7 +259,7 @@ async def _serve(options: ServeOptions) -> None:
             asyncio.create_task(_prepare(site)),
             asyncio.create_task(sightings.keep_up()),
             asyncio.create_task(keep_checking(book, plans, audit, slow_threads)),
-            asyncio.create_task(keep_drilling(reaper, rounds)),
+            asyncio.create_task(keep_drilling(reaper, rounds, leftovers)),
         ]
         print(f"ready {url}", flush=True)
         log.info("ready at %s, data in %s", url, data)

@@ -55,6 +55,7 @@ def _serve(options: argparse.Namespace) -> None:
             database=options.database,
             interval_seconds=options.interval_seconds,
             keep=options.keep,
+            keep_evidence_days=options.keep_evidence_days,
         )
     )
 
@@ -116,6 +117,9 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--database", metavar="URL", help="default: SQLite in the data folder")
     serve.add_argument("--interval-seconds", metavar="N", type=_at_least_one, default=300, help="between pushes")
     serve.add_argument("--keep", metavar="N", type=_at_least_one, default=48, help="points kept of each server")
+    serve.add_argument(
+        "--keep-evidence-days", metavar="N", type=_at_least_one, default=400, help="after a drill has ended"
+    )
     serve.set_defaults(needs_data=True)
 
     token = commands.add(

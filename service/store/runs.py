@@ -94,6 +94,12 @@ class RunRows:
         with self._database.read() as connection:
             return _runs(connection, _LIVE & (runs.c.kind == RunKind.DRILL.value))
 
+    def ended_before(self, when: float) -> set[str]:
+        """The ids of runs of every tenant that ended before `when` (seconds since 1970)."""
+        over = (runs.c.state == RunState.ENDED.value) & (runs.c.ended_at < when)
+        with self._database.read() as connection:
+            return set(connection.execute(select(runs.c.id).where(over)).scalars())
+
     def version(self, run_id: str, tenant: str) -> int:
         """Rises with every change of the run. Raises NotFound, also for another tenant's."""
         mine = (runs.c.id == run_id) & (runs.c.tenant == tenant)

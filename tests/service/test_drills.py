@@ -9,7 +9,7 @@ import pytest
 from recovery.drills.rotation import DrillSchedule, Window
 from recovery.plans import Caps
 from recovery.runs import RunKind, RunState
-from service.drills import REFUSED_SECONDS, DrillRounds, clear_scratch
+from service.drills import REFUSED_SECONDS, DrillRounds
 from service.store.database import Database
 from service.store.drills import DrillStore
 from service.store.proofs import ProofStore
@@ -119,18 +119,3 @@ def test_how_everybody_stands_is_shown_longest_unproven_first(world: Rounds) -> 
     assert standing["schedule"] == {"every_seconds": DAY, "window": "01:00-00:59", "at_once": 1}
     assert [target["target"] for target in standing["targets"]] == ["web01", "db01"]
     assert standing["targets"][0]["servers"] == [{"server": "web01", "proven_at": None, "last": None}]
-
-
-def test_scratch_of_repairs_that_were_cut_off_goes_with_their_runs(world: Rounds, tmp_path: Path) -> None:
-    ended, live = (
-        world.office.desk.start(world.office.book.plan("default", RunKind.DRILL, "web01", None)).id for _ in "ab"
-    )
-    for run_id in (ended, live):
-        world.office.executor.wait(run_id)
-    world.office.executor.end(ended)
-    world.office.executor.wait(ended)
-    repairs = tmp_path / "repairs"
-    for run_id in (ended, live, "drill-unknown"):
-        (repairs / run_id / "srv-1" / "scratch").mkdir(parents=True)
-    clear_scratch(repairs, world.office.runs)
-    assert [path.parts[-3] for path in repairs.glob("*/*/scratch")] == [live]
