@@ -79,8 +79,6 @@ def make_server(name: str = "web01") -> Server:
         epoch=1,
         owner="home",
         last_seen_seconds=1.0,
-        volume_paths=("/dev/vda",),
-        volume_sizes=(1 << 30,),
     )
 
 
