@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.protocol.errors import Conflict, RecoveryError
-from recovery.actions import Repairer, launch_spec, poll, repair_job
+from recovery.actions import Repairer, giving_way, launch_spec, poll, repair_job
 from recovery.checks import home_servers
 from recovery.clock import Clock
 from recovery.control import Control
@@ -141,10 +141,11 @@ class Undo:
         undone = next((step for step in run.steps if step.action == "undo_repair" and _begun(step)), None)
         if undone is None or self.repairer is None:
             return
-        job = repair_job(self.site, undone.args["repaired_by"], undone.args["launch"])
+        job = repair_job(self.site, undone.args["repaired_by"], undone.args["launch"], self.interrupt)
         try:
-            self.repairer.undo(job)  # one that was cut off is carried to its end first
-            self.repairer(job)
+            with giving_way(self.interrupt):
+                self.repairer.undo(job)  # one that was cut off is carried to its end first
+                self.repairer(job)
         except RecoveryError as error:
             # it was booted in this state before; not to start it at all would be worse
             log.warning("%s is started as it is: %s", job.server, error)

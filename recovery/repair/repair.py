@@ -60,24 +60,14 @@ def repair(
     return record
 
 
-def inspect(
+def undo(
     volumes: Sequence[Path],
-    target: Target,
     folder: Path,
     *,
     sources: Sequence[str] = (),
     accel: str = TCG,
     stopped: Stopped = lambda: False,
-) -> RepairRecord:
-    """What `repair` would find and change; the volumes (also recovery points) stay as they are."""
-    try:
-        with _worker(volumes, folder, accel, stopped) as (worker, files):
-            return _repair_inside(worker, files, len(volumes), target, sources)
-    finally:
-        _finish(volumes, folder, merge=False)
-
-
-def undo(volumes: Sequence[Path], folder: Path, *, accel: str = TCG, stopped: Stopped = lambda: False) -> UndoReport:
+) -> UndoReport:
     """Take back what the record in `folder` says was changed, last change first; done already, or nothing: no harm.
 
     The volumes may have lived on since: a file that was changed again is left as it is, and named in the report."""
@@ -92,7 +82,7 @@ def undo(volumes: Sequence[Path], folder: Path, *, accel: str = TCG, stopped: St
         return report
     with _worker(volumes, folder, accel, stopped) as (worker, files):
         found = disks.identify(worker, len(volumes))
-        if linux_system.mount(files, found) is None and windows_system.mount(worker, files, found) is None:
+        if linux_system.mount(files, found, sources) is None and windows_system.mount(worker, files, found) is None:
             raise RecoveryError("the system whose boot repair is to be undone is not on the volumes")
         report.undone, report.left = windows.undo_keys(
             files, [change for change in record.changes if isinstance(change, KeyChange)]

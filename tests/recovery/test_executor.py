@@ -385,6 +385,28 @@ def test_a_repair_works_on_the_instances_own_volumes_before_its_first_start(worl
     assert run.steps[0].result == {"changes": 2, "note": "2 files changed"}
 
 
+def test_a_service_that_stops_gives_a_repair_up_and_begins_it_again_later(world: World) -> None:
+    begun = threading.Event()
+
+    class Slow(Repairs):
+        def __call__(self, job: RepairJob) -> dict[str, Any]:
+            begun.set()
+            while not job.stopped():
+                time.sleep(0.001)
+            raise RecoveryError("the boot repair was stopped")
+
+    world.repairer = Slow(world.events)
+    world.start_service().start(run := world.plan(RunKind.DRILL))
+    assert begun.wait(60)
+    world.executor.stop()
+    run = world.store.get(run.id)
+    assert (run.state, run.steps[0].state, run.steps[0].error) == (RunState.RUNNING, StepState.RUNNING, None)
+    world.repairer = Repairs(world.events)
+    world.start_service().resume()
+    assert world.executor.wait(run.id).state is RunState.SUCCEEDED
+    assert world.events == ["copy web01", "remove", "copy web01", "repair web01", "boot web01"]
+
+
 def test_a_server_that_could_not_be_repaired_is_booted_all_the_same(world: World) -> None:
     world.repairer = repairs = Repairs(world.events)
     repairs.failure = RecoveryError("its root filesystem cannot be read")

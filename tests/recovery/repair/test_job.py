@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,22 @@ def test_what_cannot_be_repaired_fails_the_step_and_what_could_be_is_kept_for_re
     assert record is not None
     assert [finding.what for finding in record.unrepaired] == ["kernel 6.1.0-9-amd64 has no driver ahci"]
     assert "+UUID=" in (step.folder("run-1", "web01") / DIFF).read_text()
+
+
+@needs_tools
+@pytest.mark.qemu
+def test_a_repair_that_is_stopped_leaves_no_scratch_no_record_and_the_volume_as_it_was(
+    worker_parts: None, tmp_path: Path
+) -> None:
+    point = make_disk(make_tree(tmp_path / "tree"), tmp_path / "point.raw")
+    volume = overlay(point, tmp_path / "volume.qcow2")
+    before = volume.read_bytes()
+    repairs = BootRepair(tmp_path / "repairs", lambda: "tcg")
+    with pytest.raises(RecoveryError, match="was stopped"):
+        repairs(dataclasses.replace(job(volume), stopped=lambda: True))
+    assert volume.read_bytes() == before
+    assert repairs.record("run-1", "web01") is None
+    assert not (repairs.folder("run-1", "web01") / "scratch").exists()
 
 
 def test_a_step_says_what_was_repaired_and_why_or_that_nothing_was(tmp_path: Path) -> None:
