@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.protocol.tokens import AdminToken
+from service.cli.client import Service as Client
 from service.cli.parser import build_parser
 from tests.faults.harness import BINARIES, Service, run
 
@@ -45,6 +47,12 @@ def test_json_is_one_document_and_nothing_else(service: Service, tmp_path: Path)
         ran = run("understudy", *arguments, "--data", service.data, "--json")
         assert (ran.code, ran.err) == (0, "")
         json.loads(ran.out)
+
+
+def test_every_request_is_made_in_the_tenants_name() -> None:
+    token = AdminToken("s", "0" * 64)
+    assert Client("https://host", token, "acme").address("/x", {"a": 1, "b": None}) == "/x?tenant=acme&a=1"
+    assert Client("https://host", token).address("/x", {}) == "/x"
 
 
 def test_a_token_comes_with_the_line_to_run(service: Service) -> None:
