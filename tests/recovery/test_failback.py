@@ -13,7 +13,8 @@ from recovery.homeward import plan_failback
 from recovery.report import run_to_json
 from recovery.runs import Run, RunState, StepState
 from recovery.sites.contract import InstanceState
-from tests.recovery.world import NOW, Repairs, World, make_point
+from tests.recovery.memory_control import make_point
+from tests.recovery.world import NOW, Repairs, World
 
 ALL_THE_WAY_HOME = [
     "hand to the instance",

@@ -26,7 +26,8 @@ from service.store.points import PointStore
 from service.store.proofs import ProofStore
 from service.store.runs import RunRows
 from service.store.servers import ServerStore
-from tests.recovery.world import FakeClock, MemoryControl, MemorySite
+from tests.recovery.memory_control import MemoryControl
+from tests.recovery.world import FakeClock, MemorySite
 from tests.service.store.rows_for_tests import add_server, manifest
 
 INVENTORY = {

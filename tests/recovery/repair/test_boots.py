@@ -20,9 +20,9 @@ from recovery.repair.target import Bus, Firmware, Target
 from recovery.runs import Run, RunKind, Step
 from recovery.sites.contract import VolumeKey
 from recovery.sites.local import LocalSite
+from tests.recovery.memory_control import MemoryControl
 from tests.recovery.repair import images
 from tests.recovery.repair.booting import boot, firmware_missing
-from tests.recovery.world import MemoryControl
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.long, pytest.mark.timeout(900)]
 
