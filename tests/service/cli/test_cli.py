@@ -12,17 +12,15 @@ import pytest
 from agent.protocol.tokens import AdminToken
 from service.cli.client import Service as Client
 from service.cli.parser import build_parser
-from tests.faults.harness import BINARIES, Service, run
+from tests.faults.harness import BINARIES, Service, run, served
 
 PLAN = "plan: shop\ngroups:\n  - servers:\n      - name: web01\n"
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    made = Service(tmp_path_factory.mktemp("service"))
-    made.start()
-    yield made
-    assert made.stop() == 0
+    with served(tmp_path_factory.mktemp("service")) as made:
+        yield made
     assert not (made.data / "service.json").exists()
 
 
