@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -59,7 +58,6 @@ class AgentHttp:
         bell: Bell,
         sightings: Sightings,
         interval_seconds: int,
-        now: Callable[[], float] = time.time,
     ) -> None:
         self._enrolment = enrolment
         self._gatekeeper = gatekeeper
@@ -71,7 +69,6 @@ class AgentHttp:
         self._interval_seconds = interval_seconds
         self._told: dict[str, int] = {}
         """What each agent said of its volumes when it was last written down, as a hash."""
-        self._now = now
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -137,7 +134,7 @@ class AgentHttp:
         if isinstance(standing.decision, StandDown | Claim):
             return standing
 
-        now = self._now()
+        now = time.time()
         said = hash(tuple(hello.volumes))
         told = hello.inventory is None and self._told.get(caller.server_id) == said
         if told and standing.server.last_seen_at is not None:

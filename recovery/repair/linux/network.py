@@ -19,7 +19,6 @@ _SLOT = r"(?:en[opsxX]\w+|em\d+|p\d+p\d+)"
 """A card's name that follows from where it is plugged in, or from its address."""
 _CARD = rf"(?:{_SLOT}|eth\d+)"
 _BY_ADDRESS = "another network card has another hardware address"
-_SECTIONS = re.compile(r"^\[(\w[\w-]*)\]", re.MULTILINE)
 
 
 def repair(draft: Draft, system: System) -> Iterator[Finding]:
