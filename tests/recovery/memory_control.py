@@ -65,7 +65,7 @@ class MemoryControl:
             raise NotFound(f"no server {name}")
         return self.servers[name]
 
-    def _change(self, server_id: str, **changes: Any) -> Server:
+    def change(self, server_id: str, **changes: Any) -> Server:
         (name,) = [server.name for server in self.servers.values() if server.id == server_id]
         self.servers[name] = replace(self.servers[name], **changes)
         return self.servers[name]
@@ -81,8 +81,8 @@ class MemoryControl:
         self.before(what)
         key = (what, server_id, run_id)
         if key not in self.handovers:
-            self.handovers[key] = self._change(server_id).epoch + 1
-            self._change(server_id, epoch=self.handovers[key], state=state, owner=owner)
+            self.handovers[key] = self.change(server_id).epoch + 1
+            self.change(server_id, epoch=self.handovers[key], state=state, owner=owner)
             self.events.append(what)
         return self.handovers[key]
 
@@ -102,8 +102,8 @@ class MemoryControl:
 
     def retire_source(self, server_id: str, instance_machine_id: str, run_id: str) -> None:
         self.before("retire the source")
-        if self._change(server_id).state != "protected":
-            self._change(server_id, state="protected")
+        if self.change(server_id).state != "protected":
+            self.change(server_id, state="protected")
             self.events.append("retire the source")
 
     def request_fence(self, server_id: str, request_id: str) -> None:
@@ -123,8 +123,8 @@ class MemoryControl:
 
     def settle(self, server_id: str, run_id: str) -> None:
         self.before("settle")
-        if self._change(server_id).state != "protected":
-            self._change(server_id, state="protected")
+        if self.change(server_id).state != "protected":
+            self.change(server_id, state="protected")
             self.events.append("settle")
 
     def request_point(self, server_id: str, label: str, request_id: str) -> None:

@@ -421,12 +421,12 @@ def test_the_guests_agent_is_waited_for_and_asked(world: World) -> None:
         "{plan: p, groups: [{servers: [{name: web01, gates: [{heartbeat: {}}, {command: {name: db-ok}}]}]}]}"
     )
     run = world.plan(RunKind.FAILOVER, plan)
-    world.control._change("id-web01", last_seen_seconds=None)
+    world.control.change("id-web01", last_seen_seconds=None)
     said: list[str | None] = []
 
     def come() -> None:
         said.append(world.store.get(run.id).steps[-2].waits_for)
-        world.control._change("id-web01", last_seen_seconds=1.0)
+        world.control.change("id-web01", last_seen_seconds=1.0)
 
     world.clock.on_wait = come
     assert world.perform(run).state is RunState.SUCCEEDED

@@ -92,7 +92,7 @@ def test_without_an_answer_of_the_agent_it_goes_on_with_the_newest_point_and_say
     failover = world.fail_over()
     world.control.agent_answers = False
     world.people_at_home_do_their_part()
-    world.control._change("id-web01", last_seen_seconds=None)
+    world.control.change("id-web01", last_seen_seconds=None)
     back = world.perform(world.plan_failback(failover))
     assert back.state is RunState.SUCCEEDED
     assert back.steps[0].result == {

@@ -10,7 +10,7 @@ import pytest
 from agent.protocol.errors import RecoveryError, SiteError
 from recovery.actions import RepairJob
 from recovery.repair.job import DIFF, BootRepair, _note
-from recovery.repair.record import Finding, RepairRecord
+from recovery.repair.record import FileChange, Finding, RepairRecord
 from recovery.repair.target import Bus
 from tests.recovery.repair.images import overlay
 from tests.recovery.repair.test_repair import make_disk, make_tree, needs_tools
@@ -53,12 +53,13 @@ def test_a_repair_that_is_stopped_leaves_no_scratch_no_record_and_the_volume_as_
     assert not (repairs.folder("run-1", "web01") / "scratch").exists()
 
 
-def test_a_step_says_what_was_repaired_and_why_or_that_nothing_was(tmp_path: Path) -> None:
+def test_a_step_says_what_was_repaired_and_why_or_that_nothing_was() -> None:
     ready = RepairRecord(system="Debian 12, ext4", target="virtio, BIOS")
     assert _note(ready) == "Debian 12, ext4 is ready as it is"
     found = (Finding("stop", "its archive lacks nvme", repaired=True), Finding("warn", "an old kernel lacks it too"))
-    mended = RepairRecord(system="Debian 12, ext4", target="nvme, BIOS", findings=found, changes=())
-    assert "ready" in _note(mended)
+    change = FileChange(path="/boot/initrd.img", before=b"", after=b"nvme")
+    mended = RepairRecord(system="Debian 12, ext4", target="nvme, BIOS", findings=found, changes=(change,))
+    assert _note(mended) == "Debian 12, ext4: repaired, because its archive lacks nvme"
 
 
 def test_undoing_what_was_never_repaired_does_nothing_and_says_so(tmp_path: Path) -> None:
