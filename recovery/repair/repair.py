@@ -23,14 +23,14 @@ from recovery.repair.linux import system as linux_system
 from recovery.repair.linux.repair import draft_repair
 from recovery.repair.plain import plain
 from recovery.repair.record import FileChange, KeyChange, RepairRecord, UndoReport, load, save
+from recovery.repair.scratch import lay_over, layer
 from recovery.repair.target import Target
 from recovery.repair.windows import repair as windows
 from recovery.repair.windows import system as windows_system
 from recovery.repair.worker import Worker
 from recovery.sites.local import qcow2
 from recovery.sites.local.accel import TCG
-from recovery.sites.local.durable import make_folder, storage_errors, sync_file, sync_folder, write_file
-from recovery.sites.local.tools import qemu_img
+from recovery.sites.local.durable import storage_errors, sync_file, sync_folder, write_file
 
 _UNDONE = "undone.json"
 
@@ -151,16 +151,8 @@ def _worker(
     volumes: Sequence[Path], folder: Path, accel: str, stopped: Stopped
 ) -> Iterator[tuple[Worker, WorkerFiles]]:
     """A worker with scratch layers over the volumes; what was written is in these when this ends without an error."""
-    if not 1 <= len(volumes) <= 26:
-        raise RecoveryError(f"boot repair takes 1 to 26 volumes, not {len(volumes)}")
     scratch = _scratch(folder)
-    with storage_errors(f"make {scratch}"):
-        shutil.rmtree(scratch, ignore_errors=True)
-        make_folder(scratch)
-    layers = [scratch / f"volume-{index}.qcow2" for index in range(len(volumes))]
-    for volume, layer in zip(volumes, layers, strict=True):
-        below = ("-F", "qcow2", "-b", str(volume.resolve()))
-        qemu_img("create", "-q", "-f", "qcow2", *below, str(layer), doing=f"make a layer over {volume}")
+    layers = lay_over(volumes, scratch)
     try:
         with Worker(layers, accel, stopped) as worker:
             files = WorkerFiles(worker)
@@ -168,8 +160,8 @@ def _worker(
             files.unmount()
             worker.power_off()
         with storage_errors(f"keep {scratch}"):
-            for layer in layers:
-                sync_file(layer)
+            for written in layers:
+                sync_file(written)
             sync_folder(scratch)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -187,7 +179,7 @@ def _finish(volumes: Sequence[Path], folder: Path, *, merge: bool) -> None:
         return
     if merge:
         for index, volume in enumerate(volumes):
-            qcow2.merge_down(scratch / f"volume-{index}.qcow2", volume)
+            qcow2.merge_down(layer(scratch, index), volume)
     with storage_errors(f"remove {scratch}"):
         # renamed first: the layers are there whole, or not at all
         gone = scratch.with_name(".scratch.gone")
