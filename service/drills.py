@@ -93,8 +93,8 @@ class DrillRounds:
         begun: list[Run | None] = []
         for tenant, schedule in self._drills.schedules().items():
             running = [run.plan for run in live if run.tenant == tenant and run.scheduled]
-            if len(running) >= schedule.at_once:
-                continue
+            if len(running) >= schedule.at_once or not schedule.is_open(self._now()):
+                continue  # nothing is read for it
             targets = [target for target in self._targets(tenant) if not self._was_refused(tenant, target.name)]
             begun += [self._begin(tenant, name) for name in next_targets(schedule, targets, running, self._now())]
         return [run.id for run in begun if run is not None]
