@@ -24,6 +24,7 @@ from recovery.runs import Run, RunKind
 from recovery.sites.contract import Site
 from recovery.sites.local import accel
 from service.desk import RunDesk
+from service.estate import Estate
 from service.evidence.facts import iso
 from service.evidence.keeper import EvidenceKeeper
 from service.leftovers import Leftovers
@@ -31,9 +32,7 @@ from service.planning import PlanBook
 from service.store.audit import AuditStore
 from service.store.drills import DrillStore
 from service.store.plans import PlanStore
-from service.store.proofs import ProofStore
 from service.store.runs import RunRows
-from service.store.servers import ServerStore
 
 SWEEP_SECONDS = 5.0
 TURN_SECONDS = 30.0
@@ -68,8 +67,6 @@ class DrillRounds:
     def __init__(
         self,
         drills: DrillStore,
-        proofs: ProofStore,
-        servers: ServerStore,
         book: PlanBook,
         runs: RunRows,
         desk: RunDesk,
@@ -77,8 +74,6 @@ class DrillRounds:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._drills = drills
-        self._proofs = proofs
-        self._servers = servers
         self._book = book
         self._runs = runs
         self._desk = desk
@@ -95,26 +90,24 @@ class DrillRounds:
             running = [run.plan for run in live if run.tenant == tenant and run.scheduled]
             if len(running) >= schedule.at_once or not schedule.is_open(self._now()):
                 continue  # nothing is read for it
-            targets = [target for target in self._targets(tenant) if not self._was_refused(tenant, target.name)]
+            everybody = self._targets(self._book.estate(tenant))
+            targets = [target for target in everybody if not self._was_refused(tenant, target.name)]
             begun += [self._begin(tenant, name) for name in next_targets(schedule, targets, running, self._now())]
         return [run.id for run in begun if run is not None]
 
     def standing(self, tenant: str) -> dict[str, Any]:
         """The schedule, and how each target stands: longest unproven first."""
-        schedule = self._drills.schedules().get(tenant)
-        ids = {row.name: row.id for row in self._servers.all(tenant)}
-        newest, bootable = self._proofs.of_servers(tenant), self._proofs.bootable(tenant)
-        servers_by_target = self._book.servers_by_target(tenant)
+        schedule, estate = self._drills.schedules().get(tenant), self._book.estate(tenant)
         documents = []
-        for target in sorted(self._targets(tenant), key=lambda target: (target.tried_at, target.name)):
+        for target in sorted(self._targets(estate), key=lambda target: (target.tried_at, target.name)):
             due_at = target.tried_at + schedule.every_seconds if schedule else None
             servers = [
                 {
                     "server": name,
-                    "proven_at": _at(bootable.get(ids.get(name, ""))),
-                    "last": _verdict(newest.get(ids.get(name, ""))),
+                    "proven_at": _at(estate.bootable.get(name)),
+                    "last": _verdict(estate.proofs.get(name)),
                 }
-                for name in servers_by_target[target.name]
+                for name in estate.servers_by_target[target.name]
             ]
             documents.append(
                 {
@@ -131,13 +124,12 @@ class DrillRounds:
         self._refused.clear()
         self._audit.add(tenant, "operator", "drills.schedule", str(schedule_to_json(schedule) or "off"))
 
-    def _targets(self, tenant: str) -> list[Target]:
+    def _targets(self, estate: Estate) -> list[Target]:
         """A plan with a server that nobody has proven for long is as old as that one."""
-        ids = {row.name: row.id for row in self._servers.all(tenant)}
-        newest, tried = self._proofs.of_servers(tenant), self._drills.tried(tenant)
+        tried = self._drills.tried(estate.tenant)
         targets = []
-        for name, servers in self._book.servers_by_target(tenant).items():
-            proven = [newest.get(ids.get(server, "")) for server in servers]
+        for name, servers in estate.servers_by_target.items():
+            proven = [estate.proofs.get(server) for server in servers]
             oldest = min((0.0 if proof is None else proof.at for proof in proven), default=0.0)
             targets.append(Target(name=name, tried_at=max(oldest, tried.get(name, 0.0))))
         return targets

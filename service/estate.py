@@ -6,10 +6,11 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from agent.protocol.errors import NotFound
 from agent.protocol.messages import Point
 from recovery.checks import SiteFacts
 from recovery.control import Server
-from recovery.plans import Caps
+from recovery.plans import Caps, Plan, default_plan, parse_plan
 from recovery.preflight import Proof
 from recovery.readiness import Booted, last_boots
 from recovery.runs import Run
@@ -78,8 +79,12 @@ class Estate:
     @functools.cached_property
     def proofs(self) -> Mapping[str, Proof]:
         """The newest verdict on each server that has one."""
-        found = self._sources.proofs.of_servers(self.tenant)
-        return {name: found[server.id] for name, server in self.servers.items() if server.id in found}
+        return self._by_name(self._sources.proofs.of_servers(self.tenant))
+
+    @functools.cached_property
+    def bootable(self) -> Mapping[str, Proof]:
+        """The newest run that each server came up in, of those that ever did."""
+        return self._by_name(self._sources.proofs.bootable(self.tenant))
 
     @functools.cached_property
     def live(self) -> Sequence[Run]:
@@ -105,6 +110,29 @@ class Estate:
         """How the last boots of these servers went, where a run has a verdict on them."""
         told_by = {self.proofs[name].run for name in names if name in self.proofs}
         return last_boots(self._sources.runs.those(told_by))
+
+    def plan(self, target: str) -> Plan:
+        """The plan of that name, else the default plan of that server. Raises NotFound."""
+        text = self.plan_texts.get(target)
+        if text is not None:
+            return parse_plan(text, f"plan {target}")
+        if target in self.servers:
+            return default_plan(target)
+        known = ", ".join(sorted({*self.plan_texts, *self.servers})[:10]) or "none yet"
+        raise NotFound(f"there is no plan or server {target!r}", f"there are: {known}")
+
+    @functools.cached_property
+    def servers_by_target(self) -> Mapping[str, tuple[str, ...]]:
+        """The servers of all plans, and those that are in none."""
+        found = {name: tuple(server.name for server in self.plan(name).servers) for name in self.plan_texts}
+        planned = {name for names in found.values() for name in names}
+        for name in self.servers:
+            if name not in planned:
+                found.setdefault(name, (name,))
+        return found
+
+    def _by_name(self, found: Mapping[str, Proof]) -> Mapping[str, Proof]:
+        return {name: found[server.id] for name, server in self.servers.items() if server.id in found}
 
     @functools.cached_property
     def _newest(self) -> Mapping[str, Point]:

@@ -12,7 +12,7 @@ from agent.protocol.messages import Point
 from recovery.actions import launch_spec
 from recovery.control import Server
 from recovery.planner import Order, RandomIds, plan_failover
-from recovery.plans import Caps, Plan, default_plan, parse_plan
+from recovery.plans import Caps, Plan, parse_plan
 from recovery.points import LATEST
 from recovery.preflight import Finding, Level, Reason, Situation, preflight, worst
 from recovery.prices import RunPrice, add_up, over_caps, running_prices
@@ -52,7 +52,7 @@ class PlanBook:
         plan = parse_plan(text)
         if plan.name != name:
             raise UsageError(f"the plan calls itself {plan.name!r}, not {name!r}", "use the name it has inside")
-        known = self._estate(tenant).servers
+        known = self.estate(tenant).servers
         missing = [server.name for server in plan.servers if server.name not in known]
         if missing and not draft:
             there = ", ".join(sorted(known)[:10]) or "none yet"
@@ -62,6 +62,10 @@ class PlanBook:
             )
         self._sources.plans.put(tenant, name, text)
         return plan, missing
+
+    def estate(self, tenant: str) -> Estate:
+        """A new look at what the tenant has."""
+        return Estate(tenant, self._sources, self._now())
 
     def caps(self, tenant: str) -> Caps:
         return self._sources.plans.caps(tenant)
@@ -80,8 +84,8 @@ class PlanBook:
         RecoveryError.
 
         `dead`: servers whose sources somebody declared dead, `*` for all; all others are stopped by their agents."""
-        estate = self._estate(tenant)
-        plan = _named(estate, target)
+        estate = self.estate(tenant)
+        plan = estate.plan(target)
         names = {server.name for server in plan.servers}
         strangers = sorted(set(dead) - names - {EVERY_SERVER})
         if strangers:
@@ -120,22 +124,15 @@ class PlanBook:
 
     def check(self, tenant: str, target: str) -> PlanCheck:
         """Would a failover by this plan work now? Raises NotFound where there is no such plan or server."""
-        return self._check(self._estate(tenant), target)
+        return self._check(self.estate(tenant), target)
 
     def checks(self, tenant: str) -> Iterator[PlanCheck]:
         """The same for all plans, and the servers that are in none, from one look at all that the tenant has."""
-        estate = self._estate(tenant)
-        return (self._check(estate, target) for target in _servers_by_target(estate))
-
-    def servers_by_target(self, tenant: str) -> dict[str, tuple[str, ...]]:
-        """The names of the servers of all plans, and of those that are in none."""
-        return _servers_by_target(self._estate(tenant))
-
-    def _estate(self, tenant: str) -> Estate:
-        return Estate(tenant, self._sources, self._now())
+        estate = self.estate(tenant)
+        return (self._check(estate, target) for target in estate.servers_by_target)
 
     def _check(self, estate: Estate, target: str) -> PlanCheck:
-        plan = _named(estate, target)
+        plan = estate.plan(target)
         price = None
         try:
             planned = self._planned(estate, plan, RunKind.FAILOVER, None)
@@ -180,26 +177,6 @@ class PlanBook:
             except NotFound as error:
                 found.append(str(error))
         return found
-
-
-def _named(estate: Estate, target: str) -> Plan:
-    """The plan of that name, else the default plan of that server. Raises NotFound."""
-    text = estate.plan_texts.get(target)
-    if text is not None:
-        return parse_plan(text, f"plan {target}")
-    if target in estate.servers:
-        return default_plan(target)
-    known = ", ".join(sorted({*estate.plan_texts, *estate.servers})[:10]) or "none yet"
-    raise NotFound(f"there is no plan or server {target!r}", f"there are: {known}")
-
-
-def _servers_by_target(estate: Estate) -> dict[str, tuple[str, ...]]:
-    found = {name: tuple(server.name for server in _named(estate, name).servers) for name in sorted(estate.plan_texts)}
-    planned = {name for names in found.values() for name in names}
-    for name in estate.servers:
-        if name not in planned:
-            found.setdefault(name, (name,))
-    return found
 
 
 def _points(estate: Estate, plan: Plan, choice: str) -> dict[str, Sequence[Point]]:

@@ -169,7 +169,7 @@ async def _serve(options: ServeOptions) -> None:
         desk = RunDesk(servers, book, runs, site, executor)
         leftovers = Leftovers(data / "drills", data / "repairs", runs, proofs, options.keep_evidence_days)
         leftovers.clear_scratch()
-        rounds = DrillRounds(DrillStore(database), proofs, servers, book, runs, desk, audit)
+        rounds = DrillRounds(DrillStore(database), book, runs, desk, audit)
         reaper = Reaper(
             runs, site, executor.end, lambda tenant, words: audit.add(tenant, "service", "run.drill", words)
         )

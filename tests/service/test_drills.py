@@ -12,8 +12,6 @@ from recovery.runs import RunKind, RunState
 from service.drills import REFUSED_SECONDS, DrillRounds
 from service.store.database import Database
 from service.store.drills import DrillStore
-from service.store.proofs import ProofStore
-from service.store.servers import ServerStore
 from tests.service.store.rows_for_tests import add_server, manifest
 from tests.service.test_planning import TAKEN_AT, Office
 
@@ -35,8 +33,6 @@ class Rounds:
             self.office.points.add(manifest(f"pt-{name}", f"srv-{name}", server=name, taken_at=TAKEN_AT))
         self.rounds = DrillRounds(
             DrillStore(database),
-            ProofStore(database),
-            ServerStore(database),
             self.office.book,
             self.office.runs,
             self.office.desk,
