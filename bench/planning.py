@@ -82,8 +82,6 @@ def inventory(plan: Plan) -> tuple[dict[str, Server], dict[str, list[Point]]]:
             epoch=1,
             owner="m",
             last_seen_seconds=1.0,
-            volume_paths=("/dev/vda",),
-            volume_sizes=(1 << 34,),
         )
         points[wanted.name] = [_point(wanted.name, age, number % 50) for age in range(POINTS)]
     return servers, points

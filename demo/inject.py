@@ -10,8 +10,8 @@ from pathlib import Path
 from demo.image import PARTITION_OFFSET_BYTES, BuildError
 
 
-def inject(image: Path, path: str, content: bytes, mode: int = 0o600) -> None:
-    """Write `content` as the file `path` (absolute; its folder is made if it is missing), owned by root.
+def inject(image: Path, path: str, content: bytes) -> None:
+    """Write `content` as the file `path` (absolute; its folder is made if it is missing), for root alone.
 
     Raises BuildError."""
     folders = [str(folder) for folder in reversed(Path(path).parents) if str(folder) != "/"]
@@ -22,7 +22,7 @@ def inject(image: Path, path: str, content: bytes, mode: int = 0o600) -> None:
         if _exists(image, path):
             commands.append(f"rm {path}")
         commands += [f"write {source.name} {path}", *(f"set_inode_field {path} {field} 0" for field in ("uid", "gid"))]
-        commands.append(f"set_inode_field {path} mode 0{0o100000 | mode:o}")
+        commands.append(f"set_inode_field {path} mode 0100600")
         _debugfs(image, "-w", "-f", "-", stdin="\n".join(commands) + "\n")
     if read_back(image, path) != content:
         raise BuildError(f"{path} could not be written into {image}")

@@ -39,8 +39,6 @@ class Server:
     epoch: int
     owner: str | None
     last_seen_seconds: float | None
-    volume_paths: tuple[str, ...]
-    volume_sizes: tuple[int, ...]
     uefi: bool = False
     cpus: int | None = None
     memory_mib: int | None = None

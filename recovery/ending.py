@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.protocol.errors import Conflict, RecoveryError
-from recovery.actions import Repairer, launch_spec, poll, repair_job
+from recovery.actions import Repairer, giving_way, launch_spec, poll, repair_job
 from recovery.checks import home_servers
 from recovery.clock import Clock
 from recovery.control import Control
@@ -21,20 +21,20 @@ ROLLBACK_SECONDS = 24 * 3600.0
 log = logging.getLogger(__name__)
 
 
-def refuse_end(run: Run, runs: Sequence[Run], control: Control, *, force: bool) -> None:
-    """Raises Conflict, saying what would be lost, unless this run may be ended. `runs` are the tenant's."""
+def refuse_end(run: Run, failbacks: Sequence[Run], control: Control, *, force: bool) -> None:
+    """Raises Conflict, saying what would be lost, unless this run may be ended. `failbacks` bring it home, or did."""
     if run.kind.takes_over:
-        _refuse_failover_end(run, runs, control, force=force)
+        _refuse_failover_end(run, failbacks, control, force=force)
     elif run.kind is RunKind.FAILBACK and run.state is not RunState.SUCCEEDED:
         _refuse_failback_end(run, control, force=force)
 
 
-def _refuse_failover_end(run: Run, runs: Sequence[Run], control: Control, *, force: bool) -> None:
-    for other in runs:
-        if other.failover_run == run.id and other.state in (RunState.RUNNING, RunState.FAILED, RunState.ENDING):
+def _refuse_failover_end(run: Run, failbacks: Sequence[Run], control: Control, *, force: bool) -> None:
+    for other in failbacks:
+        if other.state in (RunState.RUNNING, RunState.FAILED, RunState.ENDING):
             hint = f"finish it, or call it off: understudy end {other.id}"
             raise Conflict(f"{run.id} is being brought home by {other.id} ({other.state})", hint)
-    home = home_servers(run, runs)
+    home = home_servers(run, failbacks)
     away = [step for step in run.launches() if _begun(step) and step.args["server_id"] not in home]
     if not away or force:
         return
@@ -82,7 +82,7 @@ def refuse_commit(run: Run) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undo:
-    """What taking back needs. Call it with a run and the tenant's runs; repeatable."""
+    """What taking back needs. Call it with a run and its failbacks; repeatable."""
 
     site: Site
     control: Control
@@ -90,19 +90,19 @@ class Undo:
     interrupt: threading.Event
     repairer: Repairer | None = None
 
-    def __call__(self, run: Run, runs: Sequence[Run]) -> None:
+    def __call__(self, run: Run, failbacks: Sequence[Run]) -> None:
         """Take back what the run made. Raises Interrupted, and whatever the site and the control raise."""
         if run.kind is not RunKind.FAILBACK:
-            self._undo_boots(run, runs)
+            self._undo_boots(run, failbacks)
         elif _step(run, "settle").state is StepState.DONE:
             self.site.end(_step(run, "retire").args["instance_id"])  # it came home while it was being called off
         else:
             self._back_to_the_instance(run)
 
-    def _undo_boots(self, run: Run, runs: Sequence[Run]) -> None:
+    def _undo_boots(self, run: Run, failbacks: Sequence[Run]) -> None:
         for step in run.launches():
             self.site.end(step.args["instance_id"])
-        home = home_servers(run, runs)
+        home = home_servers(run, failbacks)
         taken = {
             step.args["server_id"]: step for step in run.steps if step.action == "hand_to_instance" and _begun(step)
         }
@@ -141,10 +141,11 @@ class Undo:
         undone = next((step for step in run.steps if step.action == "undo_repair" and _begun(step)), None)
         if undone is None or self.repairer is None:
             return
-        job = repair_job(self.site, undone.args["repaired_by"], undone.args["launch"])
+        job = repair_job(self.site, undone.args["repaired_by"], undone.args["launch"], self.interrupt)
         try:
-            self.repairer.undo(job)  # one that was cut off is carried to its end first
-            self.repairer(job)
+            with giving_way(self.interrupt):
+                self.repairer.undo(job)  # one that was cut off is carried to its end first
+                self.repairer(job)
         except RecoveryError as error:
             # it was booted in this state before; not to start it at all would be worse
             log.warning("%s is started as it is: %s", job.server, error)

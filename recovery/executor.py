@@ -69,7 +69,7 @@ class Executor:
         """Store the run and begin it. Raises Conflict when another run has the server already, and RecoveryError when
         it would exceed a cap (the tenant's together with what runs now) and `run.over_cap` does not say why."""
         with self._lock:
-            others = self._store.runs(run.tenant)
+            others = self._store.live(run.tenant)
             refuse_conflict(run, others)
             exceeded: list[str] = []
             if run.price:
@@ -125,7 +125,7 @@ class Executor:
             active = self._active.get(run_id)
             begins = run.state is not RunState.ENDING
             if begins:
-                refuse_end(run, self._store.runs(run.tenant), self._control, force=force)
+                refuse_end(run, self._store.failbacks(run.id), self._control, force=force)
                 self._store.save_state(run_id, RunState.ENDING, run.ended_at)
                 if active is not None:
                     active.interrupt.set()
@@ -229,7 +229,7 @@ class Executor:
             return
         with self._lock:
             failover = self._store.get(failback.failover_run)
-            home = home_servers(failover, self._store.runs(failover.tenant))
+            home = home_servers(failover, self._store.failbacks(failover.id))
             if failover.state is not RunState.ENDED and booted_servers(failover).keys() <= home:
                 self._store.save_state(failover.id, RunState.ENDED, self._clock.now())
 
@@ -248,7 +248,7 @@ class Executor:
                 interrupt=interrupt,
                 repairer=self._repairer,
             )
-            undo(run, self._store.runs(run.tenant))
+            undo(run, self._store.failbacks(run.id))
         except UnderstudyError as error:
             # It must not be given up: what is left behind costs money and gets in the way.
             log.warning("run %s: cannot be ended yet: %s", run.id, error)

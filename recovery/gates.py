@@ -60,12 +60,10 @@ class HttpGate:
         return f"HTTP {self.status}{body} from port {self.port} {self.path}"
 
     def check(self, site: Site, instance: Instance, agent: GuestAgent) -> GateResult:
-        address = instance.addresses.get(self.port)
-        if address is None:
-            return _no_address(site, self.port)
-        url = f"http://{address[0]}:{address[1]}{self.path}"
+        host, port = instance.addresses[self.port]
+        url = f"http://{host}:{port}{self.path}"
         try:
-            status, body = _get(*address, self.path)
+            status, body = _get(host, port, self.path)
         except (OSError, http.client.HTTPException) as error:
             # A guest that is not up yet refuses, resets, hangs or answers rubbish: all of it means "not yet".
             return GateResult(False, f"{url}: {str(error) or type(error).__name__}")
@@ -88,12 +86,10 @@ class TcpGate:
         return f"a connection to port {self.port}"
 
     def check(self, site: Site, instance: Instance, agent: GuestAgent) -> GateResult:
-        address = instance.addresses.get(self.port)
-        if address is None:
-            return _no_address(site, self.port)
-        where = f"{address[0]}:{address[1]}"
+        host, port = instance.addresses[self.port]
+        where = f"{host}:{port}"
         try:
-            with socket.create_connection(address, timeout=CHECK_SECONDS) as connection:
+            with socket.create_connection((host, port), timeout=CHECK_SECONDS) as connection:
                 # A forwarder accepts in the guest's place, and hangs up when the guest does not take the connection.
                 connection.settimeout(TCP_SILENCE_SECONDS)
                 if connection.recv(1) == b"":
@@ -194,11 +190,10 @@ def check_gate(gate: Gate, site: Site, instance_id: str, agent: GuestAgent) -> G
             f"instance {instance_id} is {instance.state}{reason}, so {gate} will never come"
             + console_end(site, instance_id)
         )
+    for port in ports_of([gate]):
+        if port not in instance.addresses:
+            return GateResult(False, f"{site.name} gives no address for guest port {port}")
     return gate.check(site, instance, agent)
-
-
-def _no_address(site: Site, port: int) -> GateResult:
-    return GateResult(False, f"{site.name} gives no address for guest port {port}")
 
 
 def console_end(site: Site, instance_id: str) -> str:

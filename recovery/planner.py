@@ -161,6 +161,7 @@ class _Planner:
             "point": point.id,
             "taken_at": point.taken_at,
             "volumes": len(point.volumes),
+            "sources": [volume.path for volume in point.volumes],
             "size_bytes": point.size_bytes,
             **self._settings(wanted, size),
             "uefi": server.uefi,

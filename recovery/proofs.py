@@ -1,30 +1,11 @@
-"""What runs have shown about points and servers: whether they boot here. Pure."""
+"""What a run has shown about servers and their points: whether they boot here. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from recovery.preflight import Proof
 from recovery.runs import Run, Step, StepState
-
-
-def proven_points(runs: Iterable[Run]) -> dict[str, bool]:
-    """Which points were booted by a run, and whether all their gates held. `runs` are newest first: the newest word
-    counts."""
-    proven: dict[str, bool] = {}
-    for run in runs:
-        for launch, proof in verdicts(run):
-            proven.setdefault(booted_point(launch), proof.held)
-    return proven
-
-
-def proven_servers(runs: Iterable[Run]) -> dict[str, Proof]:
-    """The newest verdict on each server, by name. `runs` are newest first."""
-    proven: dict[str, Proof] = {}
-    for run in runs:
-        for launch, proof in verdicts(run):
-            proven.setdefault(launch.args["server"], proof)
-    return proven
 
 
 def booted_point(launch: Step) -> str:

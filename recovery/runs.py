@@ -111,8 +111,12 @@ class RunStore(Protocol):
 
     def get(self, run_id: str) -> Run: ...
 
-    def runs(self, tenant: str | None = None) -> list[Run]:
-        """Newest first."""
+    def live(self, tenant: str) -> list[Run]:
+        """What has not ended, and all failbacks of that, which tell what is at home; newest first."""
+        ...
+
+    def failbacks(self, failover_id: str) -> list[Run]:
+        """The runs that bring this failover home, or did; newest first."""
         ...
 
     def unfinished(self) -> list[Run]:

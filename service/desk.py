@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from agent.protocol.errors import Conflict, NotFound, UsageError
@@ -13,7 +13,7 @@ from recovery.executor import Executor
 from recovery.homeward import plan_failback
 from recovery.planner import RandomIds
 from recovery.report import run_to_json
-from recovery.runs import Run, RunKind, RunState
+from recovery.runs import Run, RunState
 from recovery.sites.contract import Site
 from service.identity.gatekeeper import server_of
 from service.planning import PlanBook, Planned
@@ -40,23 +40,8 @@ class RunDesk:
         self._executor = executor
         self._now = now
 
-    # --- drill and failover ---
-
-    def plan(
-        self,
-        tenant: str,
-        kind: RunKind,
-        target: str,
-        choice: str | None,
-        *,
-        dead: Collection[str] = (),
-        copies: int = 1,
-    ) -> Planned:
-        """As PlanBook.plan."""
-        return self._book.plan(tenant, kind, target, choice, dead=dead, copies=copies)
-
     def start(self, planned: Planned, over_cap: str | None = None) -> Run:
-        """`over_cap`: why it may exceed a cap. Raises Conflict, RecoveryError (a cap)."""
+        """Begin what was planned. `over_cap`: why it may exceed a cap. Raises Conflict, RecoveryError (a cap)."""
         run = planned.run
         run.over_cap = over_cap
         self._executor.start(run, planned.plan.caps, self._book.caps(run.tenant))
@@ -75,10 +60,8 @@ class RunDesk:
         failover = self.get(tenant, failover_id)
         begun = [
             run
-            for run in self._runs.runs(tenant)
-            if run.failover_run == failover.id
-            and run.state in (RunState.RUNNING, RunState.FAILED)
-            and server_name in (None, *booted_servers(run).values())
+            for run in self._runs.failbacks(failover.id)
+            if run.state in (RunState.RUNNING, RunState.FAILED) and server_name in (None, *booted_servers(run).values())
         ]
         if begun:
             if begun[0].state is RunState.FAILED:
@@ -96,9 +79,9 @@ class RunDesk:
             raise NotFound(f"there is no run {run_id}", "see: understudy runs")
         return run
 
-    def all(self, tenant: str) -> list[Run]:
-        """Newest first."""
-        return self._runs.runs(tenant)
+    def newest(self, tenant: str, most: int) -> list[Run]:
+        """So many at the most, newest first."""
+        return self._runs.newest(tenant, most)
 
     def version(self, tenant: str, run_id: str) -> int:
         """Rises with every change of the run, and is found far quicker than all of it."""
@@ -139,14 +122,14 @@ class RunDesk:
         (document,) = self.to_json([run])
         return document | {"state": "planned"}
 
-    def dry_run_to_json(self, tenant: str, planned: Planned) -> dict[str, Any]:
+    def dry_run_to_json(self, planned: Planned) -> dict[str, Any]:
         """What a run that has not been started would do, use and risk."""
-        findings = [finding.to_json() for finding in self._book.findings(tenant, planned)]
+        findings = [finding.to_json() for finding in self._book.findings(planned)]
         return self.planned_to_json(planned.run) | {"findings": findings}
 
     def _name_to_bring_home(self, failover: Run, server_name: str | None) -> str:
         booted = booted_servers(failover)
-        home = home_servers(failover, self._runs.runs(failover.tenant))
+        home = home_servers(failover, self._runs.failbacks(failover.id))
         away = {name for server_id, name in booted.items() if server_id not in home}
         if server_name is not None and server_name not in booted.values():
             raise NotFound(f"{failover.id} did not boot {server_name}", f"it booted: {', '.join(booted.values())}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,30 +13,30 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from agent.protocol.errors import NotFound, UnderstudyError
+from agent.protocol.errors import UnderstudyError
 from recovery.drills.filesystems import FilesystemChecks
 from recovery.drills.reaper import DEFAULT_TTL_SECONDS, Reaper
 from recovery.drills.rotation import DrillSchedule, Target, next_targets
 from recovery.preflight import Proof
 from recovery.repair import worker
 from recovery.repair.job import BootRepair
-from recovery.runs import Run, RunKind, RunState
+from recovery.runs import Run, RunKind
 from recovery.sites.contract import Site
 from recovery.sites.local import accel
-from recovery.sites.local.durable import storage_errors
 from service.desk import RunDesk
+from service.estate import Estate
 from service.evidence.facts import iso
 from service.evidence.keeper import EvidenceKeeper
+from service.leftovers import Leftovers
 from service.planning import PlanBook
 from service.store.audit import AuditStore
 from service.store.drills import DrillStore
 from service.store.plans import PlanStore
-from service.store.proofs import ProofStore
 from service.store.runs import RunRows
-from service.store.servers import ServerStore
 
 SWEEP_SECONDS = 5.0
 TURN_SECONDS = 30.0
+REMOVE_SECONDS = 86_400.0
 REFUSED_SECONDS = 3600.0
 """Until a target whose drill could not begin is tried again."""
 
@@ -68,8 +67,6 @@ class DrillRounds:
     def __init__(
         self,
         drills: DrillStore,
-        proofs: ProofStore,
-        servers: ServerStore,
         book: PlanBook,
         runs: RunRows,
         desk: RunDesk,
@@ -77,8 +74,6 @@ class DrillRounds:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._drills = drills
-        self._proofs = proofs
-        self._servers = servers
         self._book = book
         self._runs = runs
         self._desk = desk
@@ -93,28 +88,26 @@ class DrillRounds:
         begun: list[Run | None] = []
         for tenant, schedule in self._drills.schedules().items():
             running = [run.plan for run in live if run.tenant == tenant and run.scheduled]
-            if len(running) >= schedule.at_once:
-                continue
-            targets = [target for target in self._targets(tenant) if not self._was_refused(tenant, target.name)]
+            if len(running) >= schedule.at_once or not schedule.is_open(self._now()):
+                continue  # nothing is read for it
+            everybody = self._targets(self._book.estate(tenant))
+            targets = [target for target in everybody if not self._was_refused(tenant, target.name)]
             begun += [self._begin(tenant, name) for name in next_targets(schedule, targets, running, self._now())]
         return [run.id for run in begun if run is not None]
 
     def standing(self, tenant: str) -> dict[str, Any]:
         """The schedule, and how each target stands: longest unproven first."""
-        schedule = self._drills.schedules().get(tenant)
-        ids = {row.name: row.id for row in self._servers.all(tenant)}
-        newest, bootable = self._proofs.of_servers(tenant), self._proofs.bootable(tenant)
-        servers_by_target = self._book.servers_by_target(tenant)
+        schedule, estate = self._drills.schedules().get(tenant), self._book.estate(tenant)
         documents = []
-        for target in sorted(self._targets(tenant), key=lambda target: (target.tried_at, target.name)):
+        for target in sorted(self._targets(estate), key=lambda target: (target.tried_at, target.name)):
             due_at = target.tried_at + schedule.every_seconds if schedule else None
             servers = [
                 {
                     "server": name,
-                    "proven_at": _at(bootable.get(ids.get(name, ""))),
-                    "last": _verdict(newest.get(ids.get(name, ""))),
+                    "proven_at": _at(estate.bootable.get(name)),
+                    "last": _verdict(estate.proofs.get(name)),
                 }
-                for name in servers_by_target[target.name]
+                for name in estate.servers_by_target[target.name]
             ]
             documents.append(
                 {
@@ -131,13 +124,12 @@ class DrillRounds:
         self._refused.clear()
         self._audit.add(tenant, "operator", "drills.schedule", str(schedule_to_json(schedule) or "off"))
 
-    def _targets(self, tenant: str) -> list[Target]:
+    def _targets(self, estate: Estate) -> list[Target]:
         """A plan with a server that nobody has proven for long is as old as that one."""
-        ids = {row.name: row.id for row in self._servers.all(tenant)}
-        newest, tried = self._proofs.of_servers(tenant), self._drills.tried(tenant)
+        tried = self._drills.tried(estate.tenant)
         targets = []
-        for name, servers in self._book.servers_by_target(tenant).items():
-            proven = [newest.get(ids.get(server, "")) for server in servers]
+        for name, servers in estate.servers_by_target.items():
+            proven = [estate.proofs.get(server) for server in servers]
             oldest = min((0.0 if proof is None else proof.at for proof in proven), default=0.0)
             targets.append(Target(name=name, tried_at=max(oldest, tried.get(name, 0.0))))
         return targets
@@ -148,7 +140,7 @@ class DrillRounds:
 
     def _begin(self, tenant: str, name: str) -> Run | None:
         try:
-            planned = self._desk.plan(tenant, RunKind.DRILL, name, None)
+            planned = self._book.plan(tenant, RunKind.DRILL, name, None)
             planned.run.scheduled = True
             planned.run.expires_at = planned.run.created_at + DEFAULT_TTL_SECONDS
             run = self._desk.start(planned)
@@ -167,9 +159,10 @@ def schedule_to_json(schedule: DrillSchedule | None) -> dict[str, Any] | None:
     return asdict(schedule) | {"window": None if schedule.window is None else str(schedule.window)}
 
 
-async def keep_drilling(reaper: Reaper, rounds: DrillRounds) -> None:
+async def keep_drilling(reaper: Reaper, rounds: DrillRounds, leftovers: Leftovers) -> None:
     """Runs until it is cancelled."""
     await asyncio.gather(
+        _again_and_again("removing old evidence", leftovers.remove_old, REMOVE_SECONDS),
         _again_and_again("sweeping up after drills", reaper.sweep, SWEEP_SECONDS),
         _again_and_again("beginning drills", rounds.turn, TURN_SECONDS),
     )
@@ -185,18 +178,6 @@ async def _again_and_again(what: str, work: Callable[[], object], seconds: float
         except Exception:
             log.exception("%s failed", what)
         await asyncio.sleep(seconds)
-
-
-def clear_scratch(repairs: Path, runs: RunRows) -> None:
-    """At the service's start: scratch layers of boot repairs that were cut off, where their run does not go on."""
-    for scratch in repairs.glob("*/*/scratch"):
-        try:
-            is_over = runs.get(scratch.parts[-3]).state is RunState.ENDED
-        except NotFound:
-            is_over = True
-        if is_over:
-            with storage_errors(f"remove {scratch}"):
-                shutil.rmtree(scratch)
 
 
 def _at(proof: Proof | None) -> str | None:

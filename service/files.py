@@ -1,11 +1,11 @@
-"""Small files that must be whole or absent, and private."""
+"""Small files: ours, that must be whole or absent, and private; and those that an operator names."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from agent.protocol.errors import StorageError
+from agent.protocol.errors import StorageError, UsageError
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -35,3 +35,12 @@ def read_bytes(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}", "check the rights and the disk") from None
+
+
+def read_named(path: str | Path, most_bytes: int) -> bytes:
+    """The beginning of a file that an operator named. Raises UsageError."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(most_bytes)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", "check the name") from None

@@ -18,6 +18,7 @@ from agent.protocol.errors import StorageError, UsageError
 from agent.protocol.grid import BlockGrid
 from recovery.sites.local import qcow2
 from recovery.sites.local.snapshot_io import SnapshotIO
+from service.files import read_named
 from service.receiver.manifest import Manifest, unsealed
 
 MAX_MANIFEST_BYTES = 4 << 20
@@ -62,7 +63,7 @@ def check_offline(manifest: str, key: str, images: dict[int, str], progress: Pro
     """Check a manifest's signature, and images (by volume number) against its roots.
 
     Raises StorageError (altered or damaged), UsageError (a file cannot be read as what it should be)."""
-    found = unsealed(_read(manifest), read_public_key(key))
+    found = unsealed(read_named(manifest, MAX_MANIFEST_BYTES), read_public_key(key))
     for index, image in sorted(images.items()):
         if index >= len(found.point.volumes):
             raise UsageError(f"{found.point.id} has no volume {index}", f"it has {len(found.point.volumes)}")
@@ -127,17 +128,9 @@ def _plain_reader(descriptor: int, image: Path) -> Callable[[int, memoryview], N
 def read_public_key(path: str) -> Ed25519PublicKey:
     """The Ed25519 key in a PEM file. Raises UsageError."""
     try:
-        key = load_pem_public_key(_read(path))
+        key = load_pem_public_key(read_named(path, MAX_MANIFEST_BYTES))
     except (ValueError, UnsupportedAlgorithm):
         raise UsageError(f"{path} is no public key in PEM", "name the service's pki/sign.pub") from None
     if not isinstance(key, Ed25519PublicKey):
         raise UsageError(f"the key in {path} is not an Ed25519 key", "name the service's pki/sign.pub")
     return key
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(MAX_MANIFEST_BYTES)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", "check the name") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from concurrent.futures import Executor
 
@@ -17,7 +18,7 @@ FIRST_SECONDS = 30.0
 """Not at once: after a start agents have yet to come back."""
 
 AT_ONCE = 1000
-"""So many checks share what they read, and a transaction."""
+"""So many checks share a transaction."""
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +40,14 @@ async def keep_checking(book: PlanBook, plans: PlanStore, audit: AuditStore, thr
 def check_all(book: PlanBook, plans: PlanStore, audit: AuditStore) -> None:
     """Check every plan of every tenant, keep the answers, and say which have changed."""
     for tenant in plans.tenants():
-        targets = book.targets(tenant)
-        for at in range(0, len(targets), AT_ONCE):
-            now = book.at_one_moment()
-            checks = [now.check(tenant, target) for target in targets[at : at + AT_ONCE]]
+        checked: list[str] = []
+        round_of_checks = iter(book.checks(tenant))
+        while checks := list(itertools.islice(round_of_checks, AT_ONCE)):
             before = plans.put_checks(tenant, checks)
             changed = [one for one in checks if one.plan not in before or before[one.plan].level != one.level]
             audit.add_all(tenant, "service", "plan.check", [_told(check) for check in changed])
-        plans.keep_checks(tenant, targets)
+            checked += [check.plan for check in checks]
+        plans.keep_checks(tenant, checked)
 
 
 def _told(check: PlanCheck) -> str:

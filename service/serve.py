@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
 import logging
 import os
-import secrets
 import signal
 import socket
 import ssl
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +23,7 @@ import uvloop
 from aiohttp import web
 
 from agent.protocol.buffers import keep_large_buffers
-from agent.protocol.errors import Conflict, SiteError, StorageError, UsageError
-from agent.protocol.tokens import AdminToken
+from agent.protocol.errors import SiteError, StorageError, UsageError
 from recovery.drills.reaper import Reaper
 from recovery.executor import Executor
 from recovery.repair import worker
@@ -41,12 +38,15 @@ from service.api.plans import PlanHttp
 from service.api.runs import RunHttp
 from service.bell import Bell
 from service.control import ServiceControl
+from service.data_folder import admin_token, owned
 from service.desk import RunDesk
-from service.drills import DrillRounds, clear_scratch, evidence_keeper, keep_drilling
-from service.files import read_bytes, write_private
+from service.drills import DrillRounds, evidence_keeper, keep_drilling
+from service.estate import Sources
+from service.files import write_private
 from service.identity.enrolment import Enrolment
 from service.identity.gatekeeper import Gatekeeper, server_of
 from service.identity.sightings import Sightings
+from service.leftovers import KEEP_EVIDENCE_DAYS, Leftovers
 from service.listening import in_one_line, in_url, listen
 from service.pki import Pki
 from service.plan_checks import keep_checking
@@ -95,6 +95,7 @@ class ServeOptions:
     database: str | None = None
     interval_seconds: int = 300
     keep: int = DEFAULT_KEEP
+    keep_evidence_days: int = KEEP_EVIDENCE_DAYS
 
 
 def serve(options: ServeOptions) -> None:
@@ -103,14 +104,14 @@ def serve(options: ServeOptions) -> None:
         raise UsageError(f"site {options.site} is not built yet", "use --site local")
     keep_large_buffers()
     sys.setswitchinterval(SWITCH_SECONDS)
-    with _owned(options.data):
+    with owned(options.data):
         uvloop.run(_serve(options))
 
 
 async def _serve(options: ServeOptions) -> None:
     data = options.data
     pki = Pki.open(data / "pki", options.host)
-    admin = _admin_token(data, pki.ca_fingerprint)
+    admin = admin_token(data, pki.ca_fingerprint)
     async with contextlib.AsyncExitStack() as resources:
         database = Database.open(options.database or sqlite_url(data / "understudy.sqlite"))
         resources.callback(database.close)
@@ -149,11 +150,24 @@ async def _serve(options: ServeOptions) -> None:
         keeper = evidence_keeper(data, pki.signing_key, site, plans, repairer)
         executor = Executor(runs, site, control, scripts=scripts, repairer=repairer, witness=keeper)
         resources.callback(executor.stop)
-        book = PlanBook(servers, points, plans, runs, site, scripts, repairs=repairer is not None, witnesses=True)
-        desk = RunDesk(servers, book, runs, site, executor)
         proofs = ProofStore(database)
-        clear_scratch(data / "repairs", runs)
-        rounds = DrillRounds(DrillStore(database), proofs, servers, book, runs, desk, audit)
+        book = PlanBook(
+            Sources(
+                servers=servers,
+                points=points,
+                plans=plans,
+                runs=runs,
+                proofs=proofs,
+                site=site,
+                repairs=repairer is not None,
+                witnesses=True,
+            ),
+            scripts,
+        )
+        desk = RunDesk(servers, book, runs, site, executor)
+        leftovers = Leftovers(data / "drills", data / "repairs", runs, proofs, options.keep_evidence_days)
+        leftovers.clear_scratch()
+        rounds = DrillRounds(DrillStore(database), book, runs, desk, audit)
         reaper = Reaper(
             runs, site, executor.end, lambda tenant, words: audit.add(tenant, "service", "run.drill", words)
         )
@@ -223,7 +237,7 @@ async def _serve(options: ServeOptions) -> None:
             ).routes()
         )
         app.add_routes(PlanHttp(book, plans, audit).routes())
-        app.add_routes(RunHttp(desk, bell).routes())
+        app.add_routes(RunHttp(book, desk, bell).routes())
         app.add_routes(DrillHttp(rounds, desk, keeper).routes())
 
         logging.getLogger("aiohttp.server").addFilter(in_one_line)
@@ -243,7 +257,7 @@ async def _serve(options: ServeOptions) -> None:
             asyncio.create_task(_prepare(site)),
             asyncio.create_task(sightings.keep_up()),
             asyncio.create_task(keep_checking(book, plans, audit, slow_threads)),
-            asyncio.create_task(keep_drilling(reaper, rounds)),
+            asyncio.create_task(keep_drilling(reaper, rounds, leftovers)),
         ]
         print(f"ready {url}", flush=True)
         log.info("ready at %s, data in %s", url, data)
@@ -295,32 +309,3 @@ def _ca_handler(ca_pem: bytes) -> Callable[[web.Request], Awaitable[web.Response
         return web.Response(body=ca_pem, content_type="application/x-pem-file")
 
     return handler
-
-
-def _admin_token(data: Path, ca_fingerprint: str) -> AdminToken:
-    """The operator's token; made at the first start."""
-    path = data / "admin-token"
-    content = read_bytes(path)
-    known = AdminToken.parse(content.decode(errors="replace")) if content is not None else None
-    if known is not None and known.ca_fingerprint == ca_fingerprint:
-        return known
-    # a CA that was made anew changes whom the token vouches for, not the secret
-    token = AdminToken(known.secret if known else secrets.token_urlsafe(32), ca_fingerprint)
-    write_private(path, token.text.encode() + b"\n")
-    return token
-
-
-@contextlib.contextmanager
-def _owned(data: Path) -> Iterator[None]:
-    """The data folder, made if need be, for this process alone. Raises Conflict, StorageError."""
-    try:
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = open(data / ".lock", "w")  # noqa: SIM115  # held until the process ends
-    except OSError as error:
-        raise StorageError(f"{data} cannot be used: {error.strerror}", "name another folder: --data DIR") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(f"another service runs on {data} already", "stop it, or name another folder") from None
-        yield

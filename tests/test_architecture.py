@@ -1,6 +1,7 @@
 """Imports run one way: service -> recovery -> agent.protocol <- agent, and service -> agent.protocol."""
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -59,6 +60,29 @@ def test_what_is_installed_is_three_packages() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert settings["tool"]["setuptools"]["packages"]["find"]["include"] == ["agent*", "service*", "recovery*"]
     assert len(settings["project"]["dependencies"]) <= 5, "the agent runs on other people's servers: it stays light"
+
+
+def drawn() -> list[str]:
+    """The paths in the tree of docs/architecture.md: the names before the words, folders end with a slash."""
+    tree = (ROOT / "docs" / "architecture.md").read_text().split("```")[1]
+    above: list[str] = []
+    found = []
+    for line in tree.strip("\n").splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.match(r"\s*((?:[\w.]+(?:/|\.py)\s?)+)", line)
+        assert names, line
+        found += ["".join([*above[:depth], name]) for name in names[1].split()]
+        above[depth:] = names[1].split()[-1:]
+    return found
+
+
+def test_the_drawing_of_the_architecture_names_every_package_and_nothing_that_is_not_there() -> None:
+    paths = drawn()
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    packages = {
+        f"{path.parent.relative_to(ROOT)}/" for name in ("agent", "recovery", "service") for path in modules(name)
+    }
+    assert packages - set(paths) == {"service/store/migrations/versions/"}
 
 
 def test_files_hold_one_idea_each() -> None:

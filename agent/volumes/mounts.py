@@ -51,9 +51,9 @@ def parse_swaps(text: str) -> list[str]:
     return [_unescape(line.split()[0]) for line in text.splitlines()[1:] if line.strip()]
 
 
-def read_mounts(process: str = "self") -> list[Mount]:
-    """The mounts that a process sees. Raises OSError."""
-    return parse_mountinfo(Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape"))
+def read_mounts() -> list[Mount]:
+    """The mounts that this process sees. Raises OSError."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
 
 
 def read_swaps() -> list[str]:

@@ -49,11 +49,6 @@ def mounted_filesystems(*paths: str) -> list[MountedFilesystem]:
     return filesystems_on(stacked_on(names, devices), devices, mounts, device_number)
 
 
-def is_system_disk(path: str) -> bool:
-    """Whether the running system's /, /boot, /usr or /var lives on this disk. Raises like mounted_filesystems."""
-    return _system_mountpoint(path) is not None
-
-
 def in_use(path: str) -> str | None:
     """Why this disk or image file may not be overwritten, in words for the operator; None when it is free.
 

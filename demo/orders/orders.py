@@ -76,10 +76,10 @@ class Orders:
         database.close()
         return int(count)
 
-    def after(self, number: int, limit: int = -1) -> list[dict[str, Any]]:
+    def after(self, number: int) -> list[dict[str, Any]]:
         database = self._connect()
         database.row_factory = sqlite3.Row
-        rows = database.execute("SELECT * FROM orders WHERE number > ? ORDER BY number LIMIT ?", (number, limit))
+        rows = database.execute("SELECT * FROM orders WHERE number > ? ORDER BY number", (number,))
         orders = [dict(row) for row in rows]
         database.close()
         return orders

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from recovery.actions.boot import gate, launch, launch_spec, repair, repair_job, script, wait
-from recovery.actions.context import Interrupted, Repairer, RepairJob, StepContext, poll
+from recovery.actions.context import Interrupted, Repairer, RepairJob, StepContext, giving_way, poll
 from recovery.actions.drill import evidence, filesystems, picture
 from recovery.actions.home import (
     await_forward,
@@ -60,6 +60,7 @@ __all__ = [
     "RepairJob",
     "Repairer",
     "StepContext",
+    "giving_way",
     "launch_spec",
     "poll",
     "repair_job",

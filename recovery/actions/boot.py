@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 from agent.protocol.errors import GateFailed, RecoveryError
-from recovery.actions.context import Interrupted, RepairJob, StepContext
+from recovery.actions.context import Interrupted, RepairJob, StepContext, giving_way
 from recovery.actions.source import with_last_point
 from recovery.gates import GateResult, check_gate, console_end, gate_from_json
 from recovery.sites.contract import Instance, InstanceSpec, InstanceState, NetworkMode, Site, VolumeKey
@@ -28,10 +29,12 @@ def repair(context: StepContext) -> dict[str, Any]:
     context.site.end(context.instance_id)
     context.site.make_instance(launch_spec(context.run.id, with_last_point(context.run, context.args)))
     context.say(f"what would keep {context.server} from booting here is looked for, and repaired")
-    return context.repairer(repair_job(context.site, context.run.id, context.args))
+    job = repair_job(context.site, context.run.id, context.args, context.interrupt)
+    with giving_way(context.interrupt):
+        return context.repairer(job)
 
 
-def repair_job(site: Site, run_id: str, args: Mapping[str, Any]) -> RepairJob:
+def repair_job(site: Site, run_id: str, args: Mapping[str, Any], interrupt: threading.Event) -> RepairJob:
     """The instance of a launch step, which is not running, as boot repair takes it."""
     instance_id = args["instance_id"]
     return RepairJob(
@@ -41,6 +44,8 @@ def repair_job(site: Site, run_id: str, args: Mapping[str, Any]) -> RepairJob:
         instance_id=instance_id,
         volumes=tuple(site.instance_volume_location(instance_id, index) for index in range(args["volumes"])),
         uefi=args["uefi"],
+        sources=tuple(args.get("sources", ())),
+        stopped=interrupt.is_set,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from agent.protocol.errors import UnderstudyError
 from recovery.clock import Clock
 from recovery.control import Control
 from recovery.drills.witness import Witness
@@ -23,10 +25,23 @@ class Interrupted(Exception):
     """The service shuts down, or the run is being ended: leave the step as it is."""
 
 
+@contextlib.contextmanager
+def giving_way(interrupt: threading.Event) -> Iterator[None]:
+    """Around work that fails when it is interrupted: that is no failure of its own. Raises Interrupted."""
+    try:
+        yield
+    except UnderstudyError as error:
+        if interrupt.is_set():
+            raise Interrupted from error
+        raise
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairJob:
-    """An instance that was made and not started yet: nothing in it is worth keeping. `volumes` are its own copies, in
-    boot order, as Site.instance_volume_location names them."""
+    """An instance that is not running. `volumes` are its own copies, in boot order, as Site.instance_volume_location
+    names them; `sources` what they were called at home ("/dev/sda"), where that is known.
+
+    `stopped` is asked while something is awaited: the work is to be given up, with an error, when it says yes."""
 
     run_id: str
     server: str
@@ -34,6 +49,8 @@ class RepairJob:
     instance_id: str
     volumes: tuple[str, ...]
     uefi: bool
+    sources: tuple[str, ...] = ()
+    stopped: Callable[[], bool] = lambda: False
 
 
 class Repairer(Protocol):

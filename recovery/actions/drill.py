@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from agent.protocol.errors import Conflict, NotFound, RecoveryError, SiteError, StorageError, UnderstudyError
-from recovery.actions.context import Interrupted, StepContext
+from recovery.actions.context import StepContext, giving_way
 from recovery.drills.witness import CheckedFilesystem, CheckJob, Soundness, Witness
 from recovery.gates import last_lines
 from recovery.sites.contract import VolumeKey
@@ -43,12 +43,11 @@ def filesystems(context: StepContext) -> dict[str, Any]:
             stopped=context.interrupt.is_set,
         )
         try:
-            found = witness.check_filesystems(job)
+            with giving_way(context.interrupt):
+                found = witness.check_filesystems(job)
         except StorageError:
             raise
         except UnderstudyError as error:
-            if context.interrupt.is_set():
-                raise Interrupted from error
             return {"note": f"not checked: {error.message}", "filesystems": []}
     result = {"note": _in_words(found), "filesystems": [asdict(filesystem) for filesystem in found]}
     damaged = [filesystem for filesystem in found if filesystem.soundness is Soundness.DAMAGED]

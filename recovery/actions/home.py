@@ -7,7 +7,7 @@ from typing import Any
 
 from agent.protocol.errors import Conflict, NotFound, RecoveryError
 from recovery.actions.boot import repair_job
-from recovery.actions.context import StepContext
+from recovery.actions.context import StepContext, giving_way
 from recovery.runs import Step
 from recovery.sites.contract import Instance, InstanceState
 
@@ -112,10 +112,11 @@ def undo_repair(context: StepContext) -> dict[str, Any]:
     cannot be taken back serves at home too, so the way home goes on, and says so."""
     if context.repairer is None:
         return {"note": "not undone: this service has no boot repair now"}
-    job = repair_job(context.site, context.args["repaired_by"], context.args["launch"])
+    job = repair_job(context.site, context.args["repaired_by"], context.args["launch"], context.interrupt)
     context.say(f"what boot repair changed on {context.server} is taken back")
     try:
-        return context.repairer.undo(job)
+        with giving_way(context.interrupt):
+            return context.repairer.undo(job)
     except RecoveryError as error:
         return {"note": f"not undone: {error}"}
 

@@ -9,22 +9,20 @@ import contextlib
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from agent.protocol.errors import RecoveryError
 from recovery.drills.checkers import CHECKERS, Brought, pack
 from recovery.drills.witness import CheckedFilesystem, CheckJob, Soundness
 from recovery.repair import disks
 from recovery.repair.disks import Filesystem
 from recovery.repair.plain import plain
+from recovery.repair.scratch import lay_over
 from recovery.repair.worker import CommandFailed, Worker
-from recovery.sites.local.durable import check_name, make_folder, storage_errors
-from recovery.sites.local.tools import qemu_img
+from recovery.sites.local.durable import check_name, storage_errors
 
 LIMIT_SECONDS = 1800.0
 """For one filesystem; what takes longer is left unknown."""
-MAX_VOLUMES = 26
 _SAID_BYTES = 16 << 10
 _SAID_CHARACTERS = 300
 _PROGRESS = re.compile(r"\s*(-|Pass \d|Phase \d|\[\d+/\d+\]|e2fsck \d|Opening filesystem|Checking filesystem|$)")
@@ -47,15 +45,14 @@ class FilesystemChecks:
 
     def __call__(self, job: CheckJob) -> list[CheckedFilesystem]:
         """Raises RecoveryError, SiteError, ToolMissing, StorageError."""
-        if len(job.volumes) > MAX_VOLUMES:
-            raise RecoveryError(f"a worker takes {MAX_VOLUMES} volumes, not {len(job.volumes)}")
         brought = pack()
         folder = self._folder / check_name(f"{job.run_id}.{job.server_id}", "a check")
-        with (
-            _layers(job.volumes, folder) as layers,
-            Worker(layers, self._accel(), job.stopped, brought.entries) as worker,
-        ):
-            return [_check(worker, filesystem, brought) for filesystem in _checkable(worker, len(layers))]
+        try:
+            layers = lay_over([Path(volume) for volume in job.volumes], folder)
+            with Worker(layers, self._accel(), job.stopped, brought.entries) as worker:
+                return [_check(worker, filesystem, brought) for filesystem in _checkable(worker, len(layers))]
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _checkable(worker: Worker, count: int) -> list[Filesystem]:
@@ -108,19 +105,3 @@ def _checked(filesystem: Filesystem, soundness: Soundness, said: str) -> Checked
     if filesystem.partition is not None:
         where += f" partition {filesystem.partition}"
     return CheckedFilesystem(where=plain(where), kind=filesystem.kind, soundness=soundness, said=said)
-
-
-@contextlib.contextmanager
-def _layers(volumes: Sequence[str], folder: Path) -> Iterator[list[Path]]:
-    """A scratch layer over each volume; gone when this ends."""
-    with storage_errors(f"make {folder}"):
-        shutil.rmtree(folder, ignore_errors=True)
-        make_folder(folder)
-    try:
-        layers = [folder / f"volume-{index}.qcow2" for index in range(len(volumes))]
-        for volume, layer in zip(volumes, layers, strict=True):
-            below = ("-F", "qcow2", "-b", str(Path(volume).resolve()))
-            qemu_img("create", "-q", "-f", "qcow2", *below, str(layer), doing=f"make a layer over {volume}")
-        yield layers
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

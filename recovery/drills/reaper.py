@@ -1,4 +1,4 @@
-"""Ends drills whose time is over, and removes what ended or crashed drills left behind, found by its labels."""
+"""Ends drills whose time is over, and removes instances that ended or crashed drills left behind."""
 
 from __future__ import annotations
 

@@ -57,6 +57,10 @@ class DrillSchedule:
         if self.at_once < 1:
             raise UsageError(f"{self.at_once} drills at once are none", "no drills: understudy drills schedule off")
 
+    def is_open(self, now: float) -> bool:
+        """May drills begin at this instant (seconds since 1970)?"""
+        return self.window is None or self.window.holds(now)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -70,7 +74,7 @@ class Target:
 def next_targets(schedule: DrillSchedule, targets: Sequence[Target], running: Collection[str], now: float) -> list[str]:
     """The targets whose drills are to begin now, longest unproven first. `running`: those of scheduled drills under
     way."""
-    if schedule.window is not None and not schedule.window.holds(now):
+    if not schedule.is_open(now):
         return []
     due = [
         target

@@ -18,6 +18,8 @@ _NO_FILESYSTEM = ("21686148-6449-6e6f-744e-656564454649", "05", "0f", "85")  # B
 _MAX_LOGICAL_VOLUMES = 256
 _LVM_CONFIG = "activation{udev_sync=0 udev_rules=0} devices{use_devicesfile=0} backup{backup=0 archive=0}"
 
+_KERNEL_NAME = re.compile(r"/dev/(?:[shv]d([a-z])(\d*)|xvd([a-z])(\d*)|(?:nvme(\d+)n1|mmcblk(\d+))(?:p(\d+))?)")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filesystem:
@@ -45,16 +47,15 @@ class Disks:
     """The first disk has code in its first sector."""
 
     def by_kernel_name(self, name: str, sources: Sequence[str] = ()) -> Filesystem | None:
-        """What a name such as /dev/sda1 meant at home. `sources`: what each volume was called there, if known."""
-        found = re.fullmatch(
-            r"/dev/(?:[shv]d([a-z])(\d*)|xvd([a-z])(\d*)|(?:nvme(\d+)n1|mmcblk(\d+))(?:p(\d+))?)", name
-        )
+        """What a name such as /dev/sda1 meant at home. `sources`: what each volume was called there, if known; else
+        the volumes are taken to have been its first disks, in their order."""
+        found = _KERNEL_NAME.fullmatch(name)
         if found is None:
             return None
         letter, number = found[1] or found[3], found[2] or found[4] or found[7]
         disk = ord(letter) - ord("a") if letter else int(found[5] or found[6])
         whole = name.removesuffix(f"p{number}" if found[7] else number or "")
-        if any(source.startswith("/dev/") for source in sources):
+        if sources and all(_KERNEL_NAME.fullmatch(source) for source in sources):
             disk = sources.index(whole) if whole in sources else -1
         partition = int(number) if number else None
         return next((fs for fs in self.filesystems if (fs.disk, fs.partition) == (disk, partition)), None)

@@ -34,7 +34,8 @@ class BootRepair:
             # the volumes are as they were made: a record of changes to their predecessors tells nothing of them
             shutil.rmtree(folder, ignore_errors=True)
         target = Target(bus=self._bus, firmware=Firmware.UEFI if job.uefi else Firmware.BIOS)
-        record = repair([Path(volume) for volume in job.volumes], target, folder, accel=self._accel())
+        volumes = [Path(volume) for volume in job.volumes]
+        record = repair(volumes, target, folder, sources=job.sources, accel=self._accel(), stopped=job.stopped)
         with storage_errors(f"keep {folder / DIFF}"):
             (folder / DIFF).write_text(record.diff(), errors="surrogateescape")
         if record.unrepaired:
@@ -45,7 +46,8 @@ class BootRepair:
     def undo(self, job: RepairJob) -> dict[str, Any]:
         """For a failback, after the instance has stopped and before its last point."""
         folder = self.folder(job.run_id, job.server_id)
-        report = undo([Path(volume) for volume in job.volumes], folder, accel=self._accel())
+        volumes = [Path(volume) for volume in job.volumes]
+        report = undo(volumes, folder, sources=job.sources, accel=self._accel(), stopped=job.stopped)
         return {"note": _undo_note(report), "undone": report.undone, "left": report.left}
 
     def record(self, run_id: str, server_id: str) -> RepairRecord | None:

@@ -23,14 +23,14 @@ from recovery.repair.linux import system as linux_system
 from recovery.repair.linux.repair import draft_repair
 from recovery.repair.plain import plain
 from recovery.repair.record import FileChange, KeyChange, RepairRecord, UndoReport, load, save
+from recovery.repair.scratch import lay_over, layer
 from recovery.repair.target import Target
 from recovery.repair.windows import repair as windows
 from recovery.repair.windows import system as windows_system
 from recovery.repair.worker import Worker
 from recovery.sites.local import qcow2
 from recovery.sites.local.accel import TCG
-from recovery.sites.local.durable import make_folder, storage_errors, sync_file, sync_folder, write_file
-from recovery.sites.local.tools import qemu_img
+from recovery.sites.local.durable import storage_errors, sync_file, sync_folder, write_file
 
 _UNDONE = "undone.json"
 
@@ -60,24 +60,14 @@ def repair(
     return record
 
 
-def inspect(
+def undo(
     volumes: Sequence[Path],
-    target: Target,
     folder: Path,
     *,
     sources: Sequence[str] = (),
     accel: str = TCG,
     stopped: Stopped = lambda: False,
-) -> RepairRecord:
-    """What `repair` would find and change; the volumes (also recovery points) stay as they are."""
-    try:
-        with _worker(volumes, folder, accel, stopped) as (worker, files):
-            return _repair_inside(worker, files, len(volumes), target, sources)
-    finally:
-        _finish(volumes, folder, merge=False)
-
-
-def undo(volumes: Sequence[Path], folder: Path, *, accel: str = TCG, stopped: Stopped = lambda: False) -> UndoReport:
+) -> UndoReport:
     """Take back what the record in `folder` says was changed, last change first; done already, or nothing: no harm.
 
     The volumes may have lived on since: a file that was changed again is left as it is, and named in the report."""
@@ -92,7 +82,7 @@ def undo(volumes: Sequence[Path], folder: Path, *, accel: str = TCG, stopped: St
         return report
     with _worker(volumes, folder, accel, stopped) as (worker, files):
         found = disks.identify(worker, len(volumes))
-        if linux_system.mount(files, found) is None and windows_system.mount(worker, files, found) is None:
+        if linux_system.mount(files, found, sources) is None and windows_system.mount(worker, files, found) is None:
             raise RecoveryError("the system whose boot repair is to be undone is not on the volumes")
         report.undone, report.left = windows.undo_keys(
             files, [change for change in record.changes if isinstance(change, KeyChange)]
@@ -161,16 +151,8 @@ def _worker(
     volumes: Sequence[Path], folder: Path, accel: str, stopped: Stopped
 ) -> Iterator[tuple[Worker, WorkerFiles]]:
     """A worker with scratch layers over the volumes; what was written is in these when this ends without an error."""
-    if not 1 <= len(volumes) <= 26:
-        raise RecoveryError(f"boot repair takes 1 to 26 volumes, not {len(volumes)}")
     scratch = _scratch(folder)
-    with storage_errors(f"make {scratch}"):
-        shutil.rmtree(scratch, ignore_errors=True)
-        make_folder(scratch)
-    layers = [scratch / f"volume-{index}.qcow2" for index in range(len(volumes))]
-    for volume, layer in zip(volumes, layers, strict=True):
-        below = ("-F", "qcow2", "-b", str(volume.resolve()))
-        qemu_img("create", "-q", "-f", "qcow2", *below, str(layer), doing=f"make a layer over {volume}")
+    layers = lay_over(volumes, scratch)
     try:
         with Worker(layers, accel, stopped) as worker:
             files = WorkerFiles(worker)
@@ -178,8 +160,8 @@ def _worker(
             files.unmount()
             worker.power_off()
         with storage_errors(f"keep {scratch}"):
-            for layer in layers:
-                sync_file(layer)
+            for written in layers:
+                sync_file(written)
             sync_folder(scratch)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -197,7 +179,7 @@ def _finish(volumes: Sequence[Path], folder: Path, *, merge: bool) -> None:
         return
     if merge:
         for index, volume in enumerate(volumes):
-            qcow2.merge_down(scratch / f"volume-{index}.qcow2", volume)
+            qcow2.merge_down(layer(scratch, index), volume)
     with storage_errors(f"remove {scratch}"):
         # renamed first: the layers are there whole, or not at all
         gone = scratch.with_name(".scratch.gone")

@@ -96,7 +96,6 @@ class InstanceSpec:
     """Which of the site's networks; None: the site's own choice."""
     address: str | None = None
     """With prefix length, like 10.0.0.7/24: the guest gets it from DHCP, and is reached there if it has it already."""
-    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -60,7 +59,6 @@ class AgentHttp:
         bell: Bell,
         sightings: Sightings,
         interval_seconds: int,
-        now: Callable[[], float] = time.time,
     ) -> None:
         self._enrolment = enrolment
         self._gatekeeper = gatekeeper
@@ -73,7 +71,6 @@ class AgentHttp:
         self._greetings = Greetings(servers.greeted_all)
         self._told: dict[str, int] = {}
         """What each agent said of its volumes when it was last written down, as a hash."""
-        self._now = now
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -147,7 +144,7 @@ class AgentHttp:
         decision = self._gatekeeper.known_decision(server, hello.machine_id, caller.serial)
         if asked or server.last_seen_at is None or not isinstance(decision, Take):
             return None
-        self._sightings.note(server, self._now())
+        self._sightings.note(server, time.time())
         return _Standing(server, decision, [])
 
     def _arrive(self, caller: AgentIdentity, hello: Hello) -> _Standing:
@@ -156,7 +153,7 @@ class AgentHttp:
         if isinstance(standing.decision, StandDown | Claim):
             return standing
 
-        now = self._now()
+        now = time.time()
         said = hash(tuple(hello.volumes))
 
         def heard(server: ServerRow) -> ServerRow:

@@ -15,9 +15,11 @@ from recovery.runs import Run, RunKind
 from service.api.operators import tenant_of, wait_of
 from service.bell import Bell
 from service.desk import RunDesk
+from service.planning import PlanBook
 from service.receiver.http import read_message
 
 MAX_TTL_SECONDS = 30 * 86_400.0
+DEFAULT_MOST = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,8 @@ class EndWanted:
 class RunHttp:
     """Handlers under /api/v1/runs. `bell` rings when a run changes."""
 
-    def __init__(self, desk: RunDesk, bell: Bell) -> None:
+    def __init__(self, book: PlanBook, desk: RunDesk, bell: Bell) -> None:
+        self._book = book
         self._desk = desk
         self._bell = bell
 
@@ -64,8 +67,13 @@ class RunHttp:
         ]
 
     async def _list(self, request: web.Request) -> web.Response:
-        tenant = tenant_of(request)
-        return web.json_response(await asyncio.to_thread(lambda: self._desk.to_json(self._desk.all(tenant))))
+        """The newest `?most=` (100 without it)."""
+        tenant, most = tenant_of(request), request.query.get("most", str(DEFAULT_MOST))
+        if not most.isdecimal():
+            raise UsageError(f"most is {most!r}, and should be a whole number")
+        return web.json_response(
+            await asyncio.to_thread(lambda: self._desk.to_json(self._desk.newest(tenant, int(most))))
+        )
 
     async def _begin(self, request: web.Request) -> web.Response:
         tenant = tenant_of(request)
@@ -79,7 +87,7 @@ class RunHttp:
                 return self._desk.to_json([self._desk.fail_back(tenant, failover, wanted.server, grace)])[0]
             if wanted.kind not in tuple(RunKind):
                 raise UsageError(f"kind is {wanted.kind!r}", f"use one of {', '.join(RunKind)}")
-            planned = self._desk.plan(
+            planned = self._book.plan(
                 tenant,
                 RunKind(wanted.kind),
                 _given(wanted.target, "target"),
@@ -90,7 +98,7 @@ class RunHttp:
             if planned.run.kind is RunKind.DRILL:
                 planned.run.expires_at = planned.run.created_at + _ttl(wanted.ttl_seconds)
             if wanted.dry_run:
-                return self._desk.dry_run_to_json(tenant, planned)
+                return self._desk.dry_run_to_json(planned)
             return self._desk.to_json([self._desk.start(planned, wanted.over_cap)])[0]
 
         return web.json_response(await asyncio.to_thread(begin), status=200 if wanted.dry_run else 201)

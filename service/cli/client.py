@@ -23,10 +23,11 @@ _FIND_IT = "say --data DIR of a service on this machine, or --url URL and --toke
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A running service, as an operator sees it."""
+    """A running service, as an operator sees it. Every request is made in the tenant's name (None: the default's)."""
 
     url: str
     token: AdminToken
+    tenant: str | None = None
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Service:
@@ -39,7 +40,7 @@ class Service:
             token = token or _read(Path(data) / "admin-token", "run as the user whom the service runs as")
         if not url or not token:
             raise UsageError("which service is meant is not known", _FIND_IT)
-        return cls(url.rstrip("/"), AdminToken.parse(token))
+        return cls(url.rstrip("/"), AdminToken.parse(token), getattr(options, "tenant", None))
 
     def get(self, path: str, **query: Any) -> Any:
         return self._json("GET", path, query, None)
@@ -67,6 +68,11 @@ class Service:
                     raise UnderstudyError.from_json(document)
                 yield document
 
+    def address(self, path: str, query: dict[str, Any]) -> str:
+        """A path of the API with its query; what is None is left out."""
+        known = {name: value for name, value in {"tenant": self.tenant, **query}.items() if value is not None}
+        return path + ("?" + urllib.parse.urlencode(known) if known else "")
+
     def _json(self, method: str, path: str, query: dict[str, Any], body: bytes | None) -> Any:
         with _Exchange(self, method, path, query, body, TIMEOUT_SECONDS) as answer:
             try:
@@ -84,7 +90,6 @@ class Connection:
 
     def post(self, path: str, body: bytes, **query: Any) -> None:
         """A body that is no JSON. Raises what the service answered, TransportError, TrustError."""
-        known = {name: value for name, value in query.items() if value is not None}
         headers = {
             "Authorization": f"Bearer {self._service.token.text}",
             "Content-Type": "application/octet-stream",
@@ -92,7 +97,7 @@ class Connection:
         try:
             if self._http is None:
                 self._http = _connected(self._service, TIMEOUT_SECONDS)
-            self._http.request("POST", path + ("?" + urllib.parse.urlencode(known) if known else ""), body, headers)
+            self._http.request("POST", self._service.address(path, query), body, headers)
             answer = self._http.getresponse()
             if answer.status >= 300:
                 raise _error_of(self._service.url, answer)
@@ -121,8 +126,7 @@ class _Exchange:
     ) -> None:
         self._service = service
         self._method = method
-        known = {name: value for name, value in query.items() if value is not None}
-        self._path = path + ("?" + urllib.parse.urlencode(known) if known else "")
+        self._path = service.address(path, query)
         self._body = body
         self._timeout_seconds = timeout_seconds
         self._connection: http.client.HTTPConnection | None = None

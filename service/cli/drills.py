@@ -15,14 +15,14 @@ OFF = "off"
 
 
 def standing(options: argparse.Namespace) -> None:
-    found = Service.of(options).get("/api/v1/drills", tenant=options.tenant)
+    found = Service.of(options).get("/api/v1/drills")
     emit(options, found, _standing_text(found))
 
 
 def schedule(options: argparse.Namespace) -> None:
     """What is not said stays as it is."""
     service = Service.of(options)
-    now = service.get("/api/v1/drills", tenant=options.tenant)["schedule"] or {"window": None, "at_once": 1}
+    now = service.get("/api/v1/drills")["schedule"] or {"window": None, "at_once": 1}
     if options.off is not None or options.every == OFF:
         wanted: dict[str, Any] = {"every_seconds": None}
     else:
@@ -37,7 +37,7 @@ def schedule(options: argparse.Namespace) -> None:
             "window": None if window == OFF else window,
             "at_once": now["at_once"] if options.at_once is None else options.at_once,
         }
-    found = service.put("/api/v1/drills/schedule", wanted, tenant=options.tenant)
+    found = service.put("/api/v1/drills/schedule", wanted)
     emit(options, found, _standing_text(found))
 
 
@@ -51,13 +51,13 @@ def evidence(options: argparse.Namespace) -> None:
         )
     service = Service.of(options)
     path = f"/api/v1/runs/{options.run_id}/evidence"
-    names = service.get(path, tenant=options.tenant)["files"]
+    names = service.get(path)["files"]
     folder = Path(options.out or options.run_id)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             # a name is the service's word: it must not lead elsewhere
-            (folder / Path(name).name).write_bytes(service.content(f"{path}/{name}", tenant=options.tenant))
+            (folder / Path(name).name).write_bytes(service.content(f"{path}/{name}"))
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}", "check the folder and its space") from None
     document = {"run": options.run_id, "folder": str(folder), "files": names}

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Not as defaults: parsers share their options' actions, and a command's would undo what was said before it.
     options = parser.parse_args(arguments, argparse.Namespace(json=False, tenant=None))
     asks = getattr(options, "confirms", False) and not (
-        options.yes or options.dry_run or getattr(options, "drill", False)
+        options.yes or getattr(options, "dry_run", False) or getattr(options, "drill", False)
     )
     if asks and not sys.stdin.isatty():
         parser.error("nobody is here to confirm this: say --yes (or --dry-run to see the steps)")
@@ -68,6 +68,7 @@ def _serve(options: argparse.Namespace) -> None:
             database=options.database,
             interval_seconds=options.interval_seconds,
             keep=options.keep,
+            keep_evidence_days=options.keep_evidence_days,
         )
     )
 
@@ -134,6 +135,9 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--database", metavar="URL", help="default: SQLite in the data folder")
     serve.add_argument("--interval-seconds", metavar="N", type=_at_least_one, default=300, help="between pushes")
     serve.add_argument("--keep", metavar="N", type=_at_least_one, default=48, help="points kept of each server")
+    serve.add_argument(
+        "--keep-evidence-days", metavar="N", type=_at_least_one, default=400, help="after a drill has ended"
+    )
     serve.set_defaults(needs_data=True)
 
     token = commands.add(
@@ -149,7 +153,10 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add("servers", points.list_servers, "what is protected, and how far behind it is", "servers")
     listing = commands.add("points", points.list_points, "a server's recovery points, newest first", "points web01")
     listing.add_argument("server", metavar="SERVER")
-    commands.add("runs", runs.list_runs, "drills, failovers and failbacks, newest first", "runs", "runs --json")
+    listing = commands.add(
+        "runs", runs.list_runs, "drills, failovers and failbacks, newest first", "runs", "runs --most 1000 --json"
+    )
+    listing.add_argument("--most", metavar="N", type=_at_least_one, default=100, help="how many (default: 100)")
 
     take = commands.add(
         "take", points.take, "ask a server's agent for a point now", 'take web01 --label "before the upgrade"'
@@ -172,7 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_plan(commands)
     _add_seed(commands)
-    _add_runs(commands)
+    runs.register(commands.add)
     arrows.register(commands.add)
     _add_drills(commands)
     return parser
@@ -284,50 +291,3 @@ def _add_seed(commands: _Commands) -> None:
     )
     take_in.add_argument("file", metavar="FILE")
     take_in.set_defaults(run=seed.seed_import)
-
-
-def _add_runs(commands: _Commands) -> None:
-    panic = commands.add(
-        "panic",
-        runs.panic,
-        "the button: boot the newest point in the place of a lost server",
-        "panic web01 --dry-run",
-        "panic web01 --drill",
-        "panic web01 --yes",
-        "panic web01 --point 2026-01-31T14:30:00Z",
-    )
-    panic.add_argument("target", metavar="PLAN|SERVER")
-    panic.add_argument("--drill", action="store_true", help="in an isolated network; the source goes on")
-    panic.add_argument(
-        "--point",
-        metavar="ID|latest|TIME",
-        help="else as the plan says; also latest-application, latest-bootable",
-    )
-    panic.add_argument("--ttl", metavar="TIME", help="after how long a drill is ended by itself (default: 2h)")
-    panic.add_argument(
-        "--declare-dead",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="this server's source is dead; may be repeated, and those not named are stopped by their agents first",
-    )
-    panic.add_argument("--fence", action="store_true", help="declare nothing dead: the sources' agents stop them first")
-    panic.add_argument("--dry-run", action="store_true", help="print the steps and do nothing")
-    panic.add_argument("--over-cap", metavar="REASON", help="although it exceeds a cap; the reason is written down")
-    panic.add_argument("--yes", action="store_true", help="do not ask")
-    panic.set_defaults(confirms=True)
-
-    failback = commands.add("failback", runs.failback, "the way home of a failed-over server", "failback failover-1a2b")
-    failback.add_argument("run_id", metavar="RUN")
-    failback.add_argument("--server", metavar="NAME", help="which, when the run booted several")
-    failback.add_argument("--grace", metavar="TIME", help="keep the instance for so long afterwards, like 2h")
-    failback.add_argument("--dry-run", action="store_true")
-    failback.add_argument("--yes", action="store_true", help="do not ask")
-    failback.set_defaults(confirms=True)
-
-    end = commands.add("end", runs.end, "end a run and remove all it made", "end drill-1a2b3c4d")
-    end.add_argument("run_id", metavar="RUN")
-    end.add_argument("--yes", "--force", dest="yes", action="store_true", help="even if something is lost: do not ask")
-
-    retry = commands.add("retry", runs.retry, "go on with a failed run where it failed", "retry failover-1a2b3c4d")
-    retry.add_argument("run_id", metavar="RUN")

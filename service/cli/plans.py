@@ -24,20 +24,20 @@ def apply(options: argparse.Namespace) -> None:
         raise UsageError(f"{path} cannot be read: {error}", "name a YAML file") from None
     plan = parse_plan(text, str(path))
     wanted = {"text": text, "draft": options.draft}
-    done = Service.of(options).put(f"/api/v1/plans/{plan.name}", wanted, tenant=options.tenant)
+    done = Service.of(options).put(f"/api/v1/plans/{plan.name}", wanted)
     lines = [f"plan {plan.name} is in place; would it work now? understudy plan check {plan.name}"]
     lines += [f"  {name} is not protected yet" for name in done["missing"]]
     emit(options, done, "\n".join(lines))
 
 
 def show(options: argparse.Namespace) -> None:
-    plan = Service.of(options).get(f"/api/v1/plans/{options.name}", tenant=options.tenant)
+    plan = Service.of(options).get(f"/api/v1/plans/{options.name}")
     emit(options, plan, plan["text"].rstrip())
 
 
 def check(options: argparse.Namespace) -> None:
     """Green and amber succeed, red fails."""
-    found = Service.of(options).get(f"/api/v1/plans/{options.name}/check", tenant=options.tenant)
+    found = Service.of(options).get(f"/api/v1/plans/{options.name}/check")
     lines = [f"plan {found['plan']}: {found['level'].upper()}", *findings_lines(found["findings"])]
     if found["price"]:
         lines.append(f"a failover would use {price_text(found['price'])}")
@@ -50,8 +50,8 @@ def check(options: argparse.Namespace) -> None:
 def list_plans(options: argparse.Namespace) -> None:
     """As they stood when they were last checked."""
     service = Service.of(options)
-    names = service.get("/api/v1/plans", tenant=options.tenant)
-    checks = {check["plan"]: check for check in service.get("/api/v1/checks", tenant=options.tenant)}
+    names = service.get("/api/v1/plans")
+    checks = {check["plan"]: check for check in service.get("/api/v1/checks")}
     missing: dict[str, Any] = {"level": None, "checked_at": None, "findings": []}
     document = [{"plan": name} | missing | checks.get(name, {}) for name in [*names, *sorted({*checks} - {*names})]]
     rows = [
@@ -68,19 +68,19 @@ def list_plans(options: argparse.Namespace) -> None:
 
 
 def remove(options: argparse.Namespace) -> None:
-    Service.of(options).delete(f"/api/v1/plans/{options.name}", tenant=options.tenant)
+    Service.of(options).delete(f"/api/v1/plans/{options.name}")
     emit(options, {"name": options.name}, f"plan {options.name} is removed; its servers have their default plans")
 
 
 def caps(options: argparse.Namespace) -> None:
     service = Service.of(options)
-    now = service.get("/api/v1/caps", tenant=options.tenant)
+    now = service.get("/api/v1/caps")
     if options.instances is not None or options.price_per_hour is not None:
         wanted = {
             "instances": _limit(options.instances, now["instances"], int),
             "price_per_hour": _limit(options.price_per_hour, now["price_per_hour"], float),
         }
-        now = service.put("/api/v1/caps", wanted, tenant=options.tenant)
+        now = service.put("/api/v1/caps", wanted)
     shown = {name: "no limit" if value is None else f"{value:g}" for name, value in now.items()}
     emit(options, now, f"instances: {shown['instances']}\nprice an hour: {shown['price_per_hour']}")
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from agent.protocol.errors import Conflict, RecoveryError, UsageError
+from agent.protocol.errors import Conflict
+from service.cli.asking import asks_first, confirm, takes_target
 from service.cli.client import Service
+from service.cli.following import finish, follow, planned_text, until_ended
 from service.cli.output import emit
-from service.cli.plans import findings_lines, price_text
 from service.cli.sources import declared_dead, still_alive
-from service.cli.text import duration, instant, seconds_of, size, table
+from service.cli.text import duration, instant, seconds_of, table
 
-FOLLOW_SECONDS = 25
-_FINAL = ("succeeded", "failed", "ended")
+Planned = dict[str, Any]
+Question = Callable[[Service, Planned], tuple[str, str]]
+"""What has to be confirmed: a name, and what becomes of it."""
 
 
 def list_runs(options: argparse.Namespace) -> None:
-    runs = Service.of(options).get("/api/v1/runs", tenant=options.tenant)
+    runs = Service.of(options).get("/api/v1/runs", most=options.most)
     rows = [
         [run["id"], run["kind"], run["plan"], run["state"], instant(run["created_at"]), duration(run["rto_seconds"])]
         for run in runs
@@ -27,7 +30,6 @@ def list_runs(options: argparse.Namespace) -> None:
 
 
 def panic(options: argparse.Namespace) -> None:
-    service = Service.of(options)
     wanted = {
         "kind": "drill" if options.drill else "failover",
         "target": options.target,
@@ -36,44 +38,45 @@ def panic(options: argparse.Namespace) -> None:
         "declare_dead": declared_dead(options),
         **({} if options.ttl is None else {"ttl_seconds": seconds_of(options.ttl)}),
     }
-    planned = service.post("/api/v1/runs", {**wanted, "dry_run": True}, tenant=options.tenant)
+
+    def question(service: Service, planned: Planned) -> tuple[str, str]:
+        what = "its agent stops the source" if options.fence else "you declare its source dead"
+        words = "; ".join([*still_alive(service, planned), f"{what}, and nothing it sends is taken any more"])
+        return options.target, f"takes over: {words}"
+
+    begin(options, wanted, None if options.drill else question)
+
+
+def failback(options: argparse.Namespace) -> None:
+    wanted = {
+        "kind": "failback",
+        "run": options.run_id,
+        "server": options.server,
+        "grace_seconds": int(seconds_of(options.grace)) if options.grace else 0,
+    }
+
+    def question(_: Service, planned: Planned) -> tuple[str, str]:
+        name = planned["steps"][0]["server"]
+        return name, (
+            "goes home: its instance is shut down for the last changes, the disk at home is overwritten by them, and"
+            f" the instance and its disks are removed once {name} has been seen at home"
+        )
+
+    begin(options, wanted, question)
+
+
+def begin(options: argparse.Namespace, wanted: dict[str, Any], question: Question | None) -> None:
+    """Show what it would do; unless that was all that was asked for, do it, and follow it to its end."""
+    service = Service.of(options)
+    planned = service.post("/api/v1/runs", {**wanted, "dry_run": True})
     if options.dry_run:
         emit(options, planned, planned_text(planned))
         return
     if not options.json:
         print(planned_text(planned), flush=True)
-    if not options.drill:
-        what = "its agent stops the source" if options.fence else "you declare its source dead"
-        words = "; ".join([*still_alive(options, service, planned), f"{what}, and nothing it sends is taken any more"])
-        confirm(options, options.target, f"takes over: {words}")
-    run = service.post("/api/v1/runs", wanted, tenant=options.tenant)
-    finish(options, follow(options, service, run))
-
-
-def failback(options: argparse.Namespace) -> None:
-    service = Service.of(options)
-    grace_seconds = int(seconds_of(options.grace)) if options.grace else 0
-    wanted = {
-        "kind": "failback",
-        "run": options.run_id,
-        "server": options.server,
-        "grace_seconds": grace_seconds,
-    }
-    planned = service.post("/api/v1/runs", {**wanted, "dry_run": True}, tenant=options.tenant)
-    if options.dry_run:
-        emit(options, planned, _steps_text(planned))
-        return
-    if not options.json:
-        print(_steps_text(planned), flush=True)
-    name = planned["steps"][0]["server"]
-    confirm(
-        options,
-        name,
-        "goes home: its instance is shut down for the last changes, the disk at home is overwritten by them, and the"
-        f" instance and its disks are removed once {name} has been seen at home",
-    )
-    run = service.post("/api/v1/runs", wanted, tenant=options.tenant)
-    finish(options, follow(options, service, run))
+    if question is not None and not options.yes:
+        confirm(*question(service, planned))
+    finish(options, follow(options, service, service.post("/api/v1/runs", wanted)))
 
 
 def retry(options: argparse.Namespace) -> None:
@@ -87,144 +90,51 @@ def end(options: argparse.Namespace) -> None:
     service = Service.of(options)
     path = f"/api/v1/runs/{options.run_id}/end"
     try:
-        run = service.post(path, {"force": options.yes}, tenant=options.tenant)
+        run = service.post(path, {"force": options.yes})
     except Conflict as error:
         if "--force" not in error.hint or options.json or not sys.stdin.isatty():
             raise
-        planned = service.get(f"/api/v1/runs/{options.run_id}", tenant=options.tenant)
-        confirm(options, planned["plan"], f"loses this: {error.message}")
-        run = service.post(path, {"force": True}, tenant=options.tenant)
+        planned = service.get(f"/api/v1/runs/{options.run_id}")
+        confirm(planned["plan"], f"loses this: {error.message}")
+        run = service.post(path, {"force": True})
     run = until_ended(service, run)
     emit(options, run, f"{run['id']} has ended; what it made has been removed")
 
 
-def follow(options: argparse.Namespace, service: Service, run: dict[str, Any]) -> dict[str, Any]:
-    """Print what happens as it happens, until the run is at rest."""
-    printer = _StepPrinter(quiet=options.json)
-    printer.show(run)
-    while run["state"] not in _FINAL:
-        run = _next(service, run)
-        printer.show(run)
-    return run
-
-
-def until_ended(service: Service, run: dict[str, Any]) -> dict[str, Any]:
-    while run["state"] != "ended":
-        run = _next(service, run)
-    return run
-
-
-def _next(service: Service, run: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = service.get(
-        f"/api/v1/runs/{run['id']}", after_version=run["version"], wait_seconds=FOLLOW_SECONDS
+def register(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """`add` makes a command that takes the options which all have."""
+    made = add(
+        "panic",
+        panic,
+        "the button: boot the newest point in the place of a lost server",
+        "panic web01 --dry-run",
+        "panic web01 --drill",
+        "panic web01 --yes",
+        "panic web01 --point 2026-01-31T14:30:00Z",
     )
-    return found
-
-
-class _StepPrinter:
-    """Says each thing once: a step's beginning, what it waits for, its end."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._said: set[tuple[int, str]] = set()
-
-    def show(self, run: dict[str, Any]) -> None:
-        if self._quiet:
-            return
-        self._once(-1, "run", f"run {run['id']}")
-        steps = run["steps"]
-        for position, step in enumerate(steps):
-            number = f"[{position + 1}/{len(steps)}]"
-            if step["state"] == "running":
-                if step["stage"]:
-                    self._once(-1, step["stage"], f"-- {step['stage']} --")
-                self._once(position, "running", f"{number} {step['name']} ...")
-            if step["waits_for"]:
-                self._once(position, step["waits_for"], _indented(step["waits_for"]))
-            if step["state"] == "done":
-                self._once(position, "done", f"{number} {step['name']}: done, {duration(step['seconds'])}")
-                if step["result"].get("note"):
-                    self._once(position, "note", _indented(step["result"]["note"]))
-            if step["state"] == "failed":
-                self._once(position, "failed", f"{number} {step['name']}: FAILED, {duration(step['seconds'])}")
-                self._once(position, "error", _indented(step["error"] or ""))
-
-    def _once(self, position: int, what: str, text: str) -> None:
-        if (position, what) not in self._said:
-            self._said.add((position, what))
-            print(text, flush=True)
-
-
-def finish(options: argparse.Namespace, run: dict[str, Any]) -> None:
-    """Print the outcome. Raises RecoveryError unless every gate held."""
-    if run["state"] == "succeeded":
-        lines = [f"{run['id']} succeeded" + (f", RTO {run['rto_seconds']:.1f} s" if run["rto_seconds"] else "")]
-        for instance in run["instances"]:
-            for guest_port, address in instance["addresses"].items():
-                lines.append(f"  {instance['server']} port {guest_port} is at {address}")
-        if run["price"]:
-            lines.append(f"  it uses {price_text(run['price'])}")
-        if run["kind"] == "drill":
-            lines.append(f"the evidence, signed: understudy evidence {run['id']}")
-            lines.append(
-                f"when you have seen enough: understudy end {run['id']} (by itself at {instant(run['expires_at'])})"
-            )
-        if run["kind"] == "clone":
-            lines.append(f"when you need them no more: understudy end {run['id']}")
-        if run["kind"] == "failover":
-            lines.append(f"the way home: understudy failback {run['id']}")
-            lines.append(f"until {instant(run['rollback_until'])} it can be undone: understudy rollback {run['id']}")
-        if run["kind"] == "failback":
-            lines.append(f"  {size(run['received_bytes'])} came home over the wire")
-        emit(options, run, "\n".join(lines))
-        return
-    if options.json:
-        emit(options, run, "")
-    failed = next((step for step in run["steps"] if step["state"] == "failed"), None)
-    if failed is None:
-        raise RecoveryError(f"{run['id']} is {run['state']}")
-    reason = (failed["error"] or "").splitlines()[0]
-    raise RecoveryError(
-        f"{run['id']} failed at '{failed['name']}': {reason}",
-        f"retry: understudy retry {run['id']}; remove what it made: understudy end {run['id']}",
+    takes_target(made)
+    made.add_argument("--drill", action="store_true", help="in an isolated network; the source goes on")
+    made.add_argument("--ttl", metavar="TIME", help="after how long a drill is ended by itself (default: 2h)")
+    made.add_argument(
+        "--declare-dead",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="this server's source is dead; may be repeated, and those not named are stopped by their agents first",
     )
+    made.add_argument("--fence", action="store_true", help="declare nothing dead: the sources' agents stop them first")
+    asks_first(made)
 
+    made = add("failback", failback, "the way home of a failed-over server", "failback failover-1a2b")
+    made.add_argument("run_id", metavar="RUN")
+    made.add_argument("--server", metavar="NAME", help="which, when the run booted several")
+    made.add_argument("--grace", metavar="TIME", help="keep the instance for so long afterwards, like 2h")
+    made.add_argument("--dry-run", action="store_true", help="print the steps and do nothing")
+    asks_first(made)
 
-def planned_text(run: dict[str, Any]) -> str:
-    lines = [_steps_text(run), *findings_lines(run["findings"]), f"it uses {price_text(run['price'])}"]
-    return "\n".join(lines)
+    made = add("end", end, "end a run and remove all it made", "end drill-1a2b3c4d")
+    made.add_argument("run_id", metavar="RUN")
+    made.add_argument("--yes", "--force", dest="yes", action="store_true", help="even if something is lost: do not ask")
 
-
-def _steps_text(run: dict[str, Any]) -> str:
-    return "\n".join(
-        f"  {number}. {step['description']}{_order(number, step)}" for number, step in enumerate(run["steps"], 1)
-    )
-
-
-def _order(number: int, step: dict[str, Any]) -> str:
-    """Told where it is not simply the step before."""
-    if step["closing"]:
-        return " [at the end]"
-    after = step["after"]
-    if after == [number - 2] or (not after and number == 1):
-        return ""
-    if not after:
-        return " [at once]"
-    shown = ", ".join(str(position + 1) for position in after[:6])
-    return f" [after {shown}{', ...' if len(after) > 6 else ''}]"
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"      {line}" for line in text.splitlines())
-
-
-def confirm(options: argparse.Namespace, name: str, what: str) -> None:
-    """Typed, not clicked. Raises UsageError."""
-    if options.yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError(f"nobody is here to confirm that {name} {what}", "say --yes")
-    sys.stderr.write(f"{name} {what}.\nType {name} to go on: ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip() != name:
-        raise UsageError("not confirmed, nothing was done", f"type {name}, or say --yes")
+    made = add("retry", retry, "go on with a failed run where it failed", "retry failover-1a2b3c4d")
+    made.add_argument("run_id", metavar="RUN")

@@ -28,15 +28,15 @@ def seed_import(options: argparse.Namespace) -> None:
     try:
         with open(path, "rb", 1 << 20) as file:
             reader = SeedReader(file)
-            begun = service.post("/api/v1/seeds", to_json(reader.header), tenant=options.tenant)
+            begun = service.post("/api/v1/seeds", to_json(reader.header))
             base = f"/api/v1/seeds/{reader.header.server_id}/{begun['session']}"
             try:
                 blocks = _take_in(options, service, base, reader, path.stat().st_size)
                 assert reader.trailer is not None
-                service.post(f"{base}/finish", {"roots": reader.trailer.roots}, tenant=options.tenant)
+                service.post(f"{base}/finish", {"roots": reader.trailer.roots})
             except BaseException:
                 with contextlib.suppress(UnderstudyError):  # what went wrong before counts
-                    service.post(f"{base}/abandon", tenant=options.tenant)
+                    service.post(f"{base}/abandon")
                 raise
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", "name the file that `seed` wrote") from None
@@ -55,7 +55,7 @@ def seed_import(options: argparse.Namespace) -> None:
 def _take_in(options: argparse.Namespace, service: Service, base: str, reader: SeedReader, file_bytes: int) -> int:
     """Send everything that the file says of every volume; returns the number of blocks with data."""
     blocks = 0
-    with _Uploads(service, options.tenant) as uploads:
+    with _Uploads(service) as uploads:
         volumes = [_Volume(uploads, f"{base}/volumes/{index}") for index in range(len(reader.grids))]
         for record in reader.records():
             volumes[record.volume].take_in(record)
@@ -99,9 +99,8 @@ class _Volume:
 class _Uploads:
     """A few requests under way at once, each thread with a connection of its own. Raises what the first to fail did."""
 
-    def __init__(self, service: Service, tenant: str | None) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._tenant = tenant
         self._threads = ThreadPoolExecutor(UPLOADS, "upload")
         self._own = threading.local()
         self._connections: list[Connection] = []
@@ -132,4 +131,4 @@ class _Uploads:
         if connection is None:
             connection = self._own.connection = Connection(self._service)
             self._connections.append(connection)
-        connection.post(path, body, tenant=self._tenant)
+        connection.post(path, body)

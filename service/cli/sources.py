@@ -21,11 +21,11 @@ def declared_dead(options: argparse.Namespace) -> list[str]:
     return options.declare_dead or [EVERY_SERVER]
 
 
-def still_alive(options: argparse.Namespace, service: Service, planned: dict[str, Any]) -> list[str]:
+def still_alive(service: Service, planned: dict[str, Any]) -> list[str]:
     """Sentences about servers of this run whose agents were heard a moment ago."""
     wanted = {step["server"] for step in planned["steps"] if step["server"]}
     found = []
-    for server in service.get("/api/v1/servers", tenant=options.tenant):
+    for server in service.get("/api/v1/servers"):
         if server["name"] in wanted and server["last_seen_at"]:
             ago = (datetime.now(UTC) - datetime.fromisoformat(server["last_seen_at"])).total_seconds()
             if ago < ALIVE_SECONDS:

@@ -109,7 +109,7 @@ class EvidenceKeeper:
             if not (folder / main).exists():
                 raise NotFound(
                     f"there is no evidence of {run_id}",
-                    "drills leave some once their verdict is there: understudy runs",
+                    "drills leave some once their verdict is there, and it is kept for a time: understudy runs",
                 )
             others = sorted(
                 path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name != main

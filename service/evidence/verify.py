@@ -10,8 +10,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from agent.protocol.errors import StorageError, UsageError
+from agent.protocol.errors import StorageError
 from service.evidence.seal import opened
+from service.files import read_named
 from service.offline import read_public_key
 from service.receiver.manifest import unsealed
 
@@ -57,7 +58,7 @@ def verify_evidence(path: str, key_path: str) -> VerifiedEvidence:
 
     Raises StorageError (altered or damaged), UsageError (a file cannot be read as what it should be)."""
     key = read_public_key(key_path)
-    facts = opened(_read(Path(path)), key)
+    facts = opened(read_named(path, MAX_EVIDENCE_BYTES), key)
     proven, absent = [], []
     try:
         for server in facts["servers"]:
@@ -67,7 +68,7 @@ def verify_evidence(path: str, key_path: str) -> VerifiedEvidence:
             beside = Path(path).parent / Path(entry["file"]).name
             if not beside.exists():
                 absent.append(entry["file"])
-            elif hashlib.sha256(_read(beside)).hexdigest() == entry["sha256"]:
+            elif hashlib.sha256(read_named(beside, MAX_EVIDENCE_BYTES)).hexdigest() == entry["sha256"]:
                 proven.append(entry["file"])
             else:
                 raise StorageError(
@@ -86,11 +87,3 @@ def _check_manifest(server: dict[str, Any], key: Ed25519PublicKey) -> None:
     said = (manifest.point.id, manifest.server_id, manifest.point.root)
     if said != (server["point"], server["server_id"], server["root"]):
         raise StorageError(f"the manifest in the evidence is of {manifest.point.id}, and {server['point']} was booted")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(MAX_EVIDENCE_BYTES)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", "check the name") from None

@@ -195,8 +195,6 @@ def server_of(row: ServerRow, now: float) -> Server:
         epoch=row.epoch,
         owner=row.owner_machine,
         last_seen_seconds=None if row.last_seen_at is None else max(0.0, now - row.last_seen_at),
-        volume_paths=tuple(volume.path for volume in row.volumes),
-        volume_sizes=tuple(volume.size_bytes for volume in row.volumes),
         uefi=is_uefi(row),
         cpus=at_home.cpus(row.inventory),
         memory_mib=at_home.memory_mib(row.inventory),

@@ -23,18 +23,16 @@ class CommandStore:
         self,
         database: Database,
         on_change: Callable[[str], None] = lambda _: None,
-        now: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._on_change = on_change
-        self._now = now
 
     def add(self, command_id: str, tenant: str, server_id: str, kind: str, label: str | None) -> None:
         """There already: does nothing."""
         with self._database.write() as connection:
             if connection.execute(select(commands.c.id).where(commands.c.id == command_id)).one_or_none() is None:
                 row = CommandRow(
-                    id=command_id, tenant=tenant, server_id=server_id, kind=kind, label=label, created_at=self._now()
+                    id=command_id, tenant=tenant, server_id=server_id, kind=kind, label=label, created_at=time.time()
                 )
                 connection.execute(insert(commands).values(dataclasses.asdict(row)))
         self._on_change(server_id)
@@ -52,7 +50,7 @@ class CommandStore:
         with self._database.read() as connection:  # most hellos find nothing, and should not take the write lock
             if connection.execute(select(commands.c.id).where(wanted).limit(1)).one_or_none() is None:
                 return []
-        sent = {"state": CommandProgress.SENT.value, "sent_at": self._now()}
+        sent = {"state": CommandProgress.SENT.value, "sent_at": time.time()}
         with self._database.write() as connection:
             query = select(commands).where(wanted).order_by(commands.c.created_at).with_for_update()
             found = connection.execute(query).mappings().all()

@@ -1,7 +1,8 @@
 """Pins: which points runs need, so that retention and a run that begins never miss one another.
 
 A run needs the points that it boots, and those that its steps made for the way home, from the moment its row is there
-until it has ended. Retention claims a point before it removes it; no run begins on a point that is claimed or gone.
+until it has ended (a failback or a migration: until it has succeeded). Retention claims a point before it removes it;
+no run begins on a point that is claimed or gone.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from service.store.database import Database
 from service.store.schema import points, runs, steps
 
 _NEEDS_POINTS = (runs.c.state != RunState.ENDED.value) & ~(
-    # what it brought home is at home
-    (runs.c.kind == RunKind.FAILBACK.value) & (runs.c.state == RunState.SUCCEEDED.value)
+    # what is at home, or has moved for good, goes back to no point; what an instance runs from the site keeps
+    runs.c.kind.in_([RunKind.FAILBACK.value, RunKind.MIGRATE.value]) & (runs.c.state == RunState.SUCCEEDED.value)
 )
 
 

@@ -47,6 +47,12 @@ class PlanStore:
         with self._database.read() as connection:
             return list(connection.execute(query).scalars())
 
+    def texts(self, tenant: str) -> dict[str, str]:
+        """All of them, by name."""
+        query = select(plans.c.name, plans.c.text).where(plans.c.tenant == tenant).order_by(plans.c.name)
+        with self._database.read() as connection:
+            return {found.name: found.text for found in connection.execute(query)}
+
     def remove(self, tenant: str, name: str) -> None:
         """Raises NotFound."""
         self.get(tenant, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
@@ -21,9 +20,8 @@ from service.store.tenants import ensure_tenant
 class PointStore:
     """Points are in the order in which they were committed: clocks may jump, the chain at the site does not."""
 
-    def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._now = now
 
     def add(self, manifest: Manifest) -> None:
         """There already: does nothing. A server that the database lost is made again, owned by whoever comes first."""
@@ -34,7 +32,7 @@ class PointStore:
             self._ensure_server(connection, manifest)
             newest = select(func.max(points.c.sequence)).where(points.c.server_id == manifest.server_id)
             sequence = (connection.execute(newest).scalar() or 0) + 1
-            values = _signed_values(manifest) | {"sequence": sequence, "created_at": self._now()}
+            values = _signed_values(manifest) | {"sequence": sequence, "created_at": time.time()}
             connection.execute(insert(points).values(values))
 
     def restore(self, manifests: list[Manifest]) -> None:
@@ -47,7 +45,7 @@ class PointStore:
                 values = _signed_values(manifest) | {"sequence": newest + 1}
                 known = points.c.id == manifest.point.id
                 if connection.execute(update(points).where(known).values(values)).rowcount == 0:
-                    connection.execute(insert(points).values(values | {"created_at": self._now()}))
+                    connection.execute(insert(points).values(values | {"created_at": time.time()}))
 
     def places(self, tenant: str) -> list[tuple[str, str]]:
         """(server id, point id) of a tenant's points, each server's newest first."""
@@ -123,7 +121,7 @@ class PointStore:
                     machine_id=machine_id,
                     root=root,
                     received_bytes=received_bytes,
-                    at=self._now(),
+                    at=time.time(),
                 )
             )
 
@@ -141,7 +139,7 @@ class PointStore:
         known = select(servers.c.id).where(servers.c.id == manifest.server_id)
         if connection.execute(known).one_or_none() is not None:
             return
-        ensure_tenant(connection, manifest.tenant, self._now())
+        ensure_tenant(connection, manifest.tenant, time.time())
         name = manifest.point.server
         if find_server(connection, manifest.tenant, name) is not None:
             name = f"{name}-{manifest.server_id}"  # somebody enrolled under that name since
@@ -149,7 +147,7 @@ class PointStore:
             id=manifest.server_id,
             tenant=manifest.tenant,
             name=name,
-            created_at=self._now(),
+            created_at=time.time(),
             epoch=manifest.point.epoch,
         )
         insert_server(connection, lost)

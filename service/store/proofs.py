@@ -8,9 +8,9 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, inse
 
 from recovery.preflight import Proof
 from recovery.proofs import booted_point, verdicts
-from recovery.runs import Run
+from recovery.runs import Run, RunKind
 from service.store.database import Database
-from service.store.schema import proofs
+from service.store.schema import proofs, runs
 
 
 def keep_proofs(connection: Connection, run: Run) -> None:
@@ -49,19 +49,23 @@ class ProofStore:
 
     def of_servers(self, tenant: str) -> dict[str, Proof]:
         """The newest verdict on each server, by server id."""
-        return self._newest(tenant)
+        return self._newest(proofs.c.tenant == tenant)
 
     def bootable(self, tenant: str) -> dict[str, Proof]:
         """The newest run that each server came up in with all its gates held, by server id."""
-        return self._newest(tenant, proofs.c.held)
+        return self._newest((proofs.c.tenant == tenant) & proofs.c.held)
 
-    def _newest(self, tenant: str, *wanted: ColumnElement[bool]) -> dict[str, Proof]:
-        mine = (proofs.c.tenant == tenant, *wanted)
-        last = select(proofs.c.server_id, func.max(proofs.c.at).label("at")).where(*mine).group_by(proofs.c.server_id)
+    def proving_drills(self) -> set[str]:
+        """The newest drill that each server, of whatever tenant, came up in: their ids."""
+        drills = select(runs.c.id).where(runs.c.kind == RunKind.DRILL.value)
+        return {proof.run for proof in self._newest(proofs.c.held & proofs.c.run_id.in_(drills)).values()}
+
+    def _newest(self, wanted: ColumnElement[bool]) -> dict[str, Proof]:
+        last = select(proofs.c.server_id, func.max(proofs.c.at).label("at")).where(wanted).group_by(proofs.c.server_id)
         newest = last.subquery()
         same = (proofs.c.server_id == newest.c.server_id) & (proofs.c.at == newest.c.at)
         with self._database.read() as connection:
-            found = connection.execute(select(proofs).join(newest, same).where(*mine)).mappings()
+            found = connection.execute(select(proofs).join(newest, same).where(wanted)).mappings()
             return {row["server_id"]: _proof(row) for row in found}
 
 

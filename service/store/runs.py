@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, update
@@ -13,6 +13,8 @@ from service.store.database import Database
 from service.store.pins import Pins
 from service.store.proofs import keep_proofs
 from service.store.schema import runs, steps
+
+_LIVE = runs.c.state.in_([state.value for state in RunState if state is not RunState.ENDED])
 
 
 class RunRows:
@@ -62,10 +64,25 @@ class RunRows:
             raise NotFound(f"there is no run {run_id}", "see: understudy runs")
         return found[0]
 
-    def runs(self, tenant: str | None = None) -> list[Run]:
-        """Newest first."""
-        with self._database.read() as connection:
-            return _runs(connection, runs.c.tenant == tenant if tenant is not None else None)[::-1]
+    def newest(self, tenant: str, most: int) -> list[Run]:
+        """So many at the most, newest first."""
+        mine = select(runs.c.id).where(runs.c.tenant == tenant)
+        last = mine.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(most)
+        return self._newest_first(runs.c.id.in_(last))
+
+    def those(self, run_ids: Collection[str]) -> list[Run]:
+        """Those that there are, newest first."""
+        return self._newest_first(runs.c.id.in_(run_ids)) if run_ids else []
+
+    def live(self, tenant: str) -> list[Run]:
+        """As RunStore.live."""
+        mine = (runs.c.tenant == tenant) & _LIVE
+        home = runs.c.failover_run.in_(select(runs.c.id).where(mine))
+        return self._newest_first(mine | home)
+
+    def failbacks(self, failover_id: str) -> list[Run]:
+        """As RunStore.failbacks."""
+        return self._newest_first(runs.c.failover_run == failover_id)
 
     def unfinished(self) -> list[Run]:
         """In state RUNNING or ENDING, oldest first."""
@@ -74,9 +91,14 @@ class RunRows:
 
     def live_drills(self) -> list[Run]:
         """Of every tenant, but for those that have ended; oldest first."""
-        live = (runs.c.kind == RunKind.DRILL.value) & (runs.c.state != RunState.ENDED.value)
         with self._database.read() as connection:
-            return _runs(connection, live)
+            return _runs(connection, _LIVE & (runs.c.kind == RunKind.DRILL.value))
+
+    def ended_before(self, when: float) -> set[str]:
+        """The ids of runs of every tenant that ended before `when` (seconds since 1970)."""
+        over = (runs.c.state == RunState.ENDED.value) & (runs.c.ended_at < when)
+        with self._database.read() as connection:
+            return set(connection.execute(select(runs.c.id).where(over)).scalars())
 
     def version(self, run_id: str, tenant: str) -> int:
         """Rises with every change of the run. Raises NotFound, also for another tenant's."""
@@ -112,6 +134,10 @@ class RunRows:
                 keep_proofs(connection, _runs(connection, runs.c.id == run_id)[0])
         self._on_change()
 
+    def _newest_first(self, wanted: ColumnElement[bool]) -> list[Run]:
+        with self._database.read() as connection:
+            return _runs(connection, wanted)[::-1]
+
     def _touch(self, connection: Connection, run_id: str, **values: Any) -> None:
         changed = update(runs).where(runs.c.id == run_id).values(version=runs.c.version + 1, **values)
         if connection.execute(changed).rowcount != 1:
@@ -135,12 +161,11 @@ def _progress(step: Step) -> dict[str, Any]:
     }
 
 
-def _runs(connection: Connection, wanted: ColumnElement[bool] | None) -> list[Run]:
+def _runs(connection: Connection, wanted: ColumnElement[bool]) -> list[Run]:
     """Oldest first, with their steps, in two queries."""
-    query = select(runs).order_by(runs.c.created_at, runs.c.id)
-    parts = select(steps).join(runs, runs.c.id == steps.c.run_id).order_by(steps.c.run_id, steps.c.position)
-    if wanted is not None:
-        query, parts = query.where(wanted), parts.where(wanted)
+    query = select(runs).where(wanted).order_by(runs.c.created_at, runs.c.id)
+    parts = select(steps).join(runs, runs.c.id == steps.c.run_id).where(wanted)
+    parts = parts.order_by(steps.c.run_id, steps.c.position)
     steps_of: dict[str, list[Step]] = {}
     for found in connection.execute(parts).mappings():
         steps_of.setdefault(found["run_id"], []).append(_step(found))

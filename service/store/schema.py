@@ -180,6 +180,8 @@ runs = Table(
     Column("expires_at", Double),
     Column("scheduled", Boolean, nullable=False),
     Column("version", Integer, nullable=False),
+    Index("ix_runs_tenant_created_at", "tenant", "created_at"),
+    Index("ix_runs_state", "state"),
 )
 
 steps = Table(

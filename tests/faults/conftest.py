@@ -6,28 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Agent, Ledger, Service, nothing_left_behind
+from tests.faults.harness import Agent, Ledger, Service, enrolled, nothing_left_behind, served
 from tests.faults.images import make_image
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    """A running service; afterwards nothing of it may be left."""
-    made = Service(tmp_path / "service")
-    made.start()
-    yield made
-    code = made.stop()
-    assert "Traceback" not in made.log(), made.log()[-8000:]
-    assert code == 0, made.log()[-4000:]
+    with served(tmp_path / "service") as made:
+        yield made
     assert nothing_left_behind(tmp_path) == []
 
 
 @pytest.fixture
 def agent(tmp_path: Path, service: Service) -> Agent:
-    """An agent of the service, with an identity."""
-    made = Agent(tmp_path / "agent", service)
-    made.enroll("web01")
-    return made
+    return enrolled(tmp_path / "agent", service, "web01")
 
 
 @pytest.fixture

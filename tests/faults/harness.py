@@ -168,6 +168,25 @@ class Service:
         return self.data / "site" / server_id / f"volume-{volume}"
 
 
+@contextlib.contextmanager
+def served(folder: Path, *options: str, env: dict[str, str] | None = None) -> Iterator[Service]:
+    """A running service in `folder`; afterwards it ended well, complained of nothing and left nothing behind."""
+    made = Service(folder, *options, env=env)
+    made.start()
+    yield made
+    code = made.stop()
+    assert "Traceback" not in made.log(), made.log()[-8000:]
+    assert code == 0, made.log()[-4000:]
+    assert nothing_left_behind(folder) == []
+
+
+def enrolled(folder: Path, service: Service, name: str) -> Agent:
+    """An agent of the service, with an identity."""
+    made = Agent(folder, service)
+    made.enroll(name)
+    return made
+
+
 class Agent:
     """An agent's state folder, and commands run on it. `url`: reached by another way, such as a relay."""
 

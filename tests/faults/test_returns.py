@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Agent, Ledger, Service, nothing_left_behind
+from tests.faults.harness import Agent, Ledger, Service, enrolled, served
 from tests.faults.images import BLOCK, make_image
 
 SIZE = 16 << 20
@@ -24,19 +24,13 @@ CHATTER_BYTES = 64 << 10
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("service")
-    made = Service(folder, "--keep", "3", env={"UNDERSTUDY_ACCEL": "tcg"})
-    made.start()
-    yield made
-    assert made.stop() == 0, made.log()[-4000:]
-    assert nothing_left_behind(folder) == []
+    with served(tmp_path_factory.mktemp("service"), "--keep", "3") as made:
+        yield made
 
 
 @pytest.fixture
 def agent(tmp_path: Path, service: Service) -> Agent:
-    made = Agent(tmp_path / "agent", service)
-    made.enroll(f"web-{tmp_path.name[-40:]}")
-    return made
+    return enrolled(tmp_path / "agent", service, f"web-{tmp_path.name[-40:]}")
 
 
 @pytest.fixture
@@ -59,47 +53,42 @@ def overwrite(image: Path, blocks: list[int], seed: int) -> int:
     return len(blocks) * BLOCK
 
 
+def sends(agent: Agent, image: Path, ledger: Ledger, changed_bytes: int, beside_bytes: int) -> None:
+    """Its next push finds so much changed, sends that and little beside it, and makes a point that is right."""
+    pushed = agent.push()
+    assert pushed.document["changed_bytes"] == changed_bytes
+    assert pushed.document["sent_bytes"] < changed_bytes + beside_bytes
+    ledger.reported(pushed, image)
+    ledger.check(agent.service)
+
+
 @pytest.mark.long
 def test_an_agent_that_comes_back_after_weeks_sends_what_changed_since(
-    agent: Agent, image: Path, ledger: Ledger, service: Service
+    protected: Agent, image: Path, ledger: Ledger, service: Service
 ) -> None:
-    agent.protect(image)
-    ledger.reported(agent.push(), image)
     service.kill()  # the weeks see restarts, too
     service.start()
     changed = overwrite(image, list(range(0, 250, 5)), 2)
-    pushed = agent.push()
-    assert pushed.document["changed_bytes"] == changed
-    assert pushed.document["sent_bytes"] < changed + CHATTER_BYTES
-    ledger.reported(pushed, image)
-    ledger.check(service)
+    sends(protected, image, ledger, changed, CHATTER_BYTES)
 
 
 def test_an_agent_that_lost_its_cache_sends_digests_and_what_changed(
-    agent: Agent, image: Path, ledger: Ledger, service: Service
+    protected: Agent, image: Path, ledger: Ledger
 ) -> None:
-    agent.protect(image)
-    ledger.reported(agent.push(), image)
-    shutil.rmtree(agent.folder / "volumes")
+    shutil.rmtree(protected.folder / "volumes")
     changed = overwrite(image, [7, 8, 200], 2)
-    pushed = agent.push()
-    assert pushed.document["changed_bytes"] == changed
-    assert pushed.document["sent_bytes"] < changed + DIGESTS_BYTES + CHATTER_BYTES
-    ledger.reported(pushed, image)
-    ledger.check(service)
+    sends(protected, image, ledger, changed, DIGESTS_BYTES + CHATTER_BYTES)
 
 
 def test_a_cache_that_is_wrong_is_noticed_before_it_is_trusted(
-    agent: Agent, image: Path, ledger: Ledger, service: Service
+    protected: Agent, image: Path, ledger: Ledger, service: Service
 ) -> None:
-    agent.protect(image)
-    ledger.reported(agent.push(), image)
-    (cached,) = (agent.folder / "volumes").glob("*/digests")
+    (cached,) = (protected.folder / "volumes").glob("*/digests")
     with open(cached, "r+b") as file:
         file.seek(100 * 32)
         file.write(b"\xff" * 32)
     changed = overwrite(image, [100], 2)
-    pushed = agent.push()
+    pushed = protected.push()
     assert pushed.document["changed_bytes"] == changed
     ledger.reported(pushed, image)
     ledger.check(service)
@@ -123,16 +112,12 @@ def test_a_receiver_restored_from_yesterdays_backup_gets_what_it_lacks_and_no_mo
     service.start()
     assert [point["id"] for point in service.points(agent.server_name)] == [yesterday]
     changed += overwrite(image, [50], 3)
-    pushed = agent.push()
-    assert pushed.document["changed_bytes"] == changed
-    assert pushed.document["sent_bytes"] < changed + DIGESTS_BYTES + CHATTER_BYTES
     del ledger.sums[lost]  # made after the backup
-    ledger.reported(pushed, image)
-    ledger.check(service)
+    sends(agent, image, ledger, changed, DIGESTS_BYTES + CHATTER_BYTES)
 
 
 def test_a_replaced_disk_with_the_same_content_elsewhere_costs_digests_and_no_content(
-    agent: Agent, image: Path, ledger: Ledger, service: Service, tmp_path: Path
+    agent: Agent, image: Path, ledger: Ledger, tmp_path: Path
 ) -> None:
     """The path is the volume's identity: a symlink leads to another disk from now on."""
     link = tmp_path / "disk"
@@ -144,11 +129,7 @@ def test_a_replaced_disk_with_the_same_content_elsewhere_costs_digests_and_no_co
     changed = overwrite(new, [10, 11], 4)
     link.unlink()
     link.symlink_to(new)
-    pushed = agent.push()
-    assert pushed.document["changed_bytes"] == changed
-    assert pushed.document["sent_bytes"] < changed + DIGESTS_BYTES + CHATTER_BYTES
-    ledger.reported(pushed, new)
-    ledger.check(service)
+    sends(agent, new, ledger, changed, DIGESTS_BYTES + CHATTER_BYTES)
 
 
 @pytest.mark.long
@@ -173,18 +154,12 @@ def test_a_replaced_disk_that_is_larger_and_empty_is_taken_as_it_is(
 
 @pytest.mark.long
 def test_a_replacement_machine_that_restored_the_disk_sends_what_differs(
-    agent: Agent, image: Path, ledger: Ledger, service: Service, tmp_path: Path
+    protected: Agent, image: Path, ledger: Ledger, service: Service, tmp_path: Path
 ) -> None:
     """A new enrolment under the same name: no cache at all, and the replica is found by digests."""
-    agent.protect(image)
-    ledger.reported(agent.push(), image)
     again = Agent(tmp_path / "again", service)
-    again.enroll(agent.server_name)
+    again.enroll(protected.server_name)
     again.protect(image)
-    assert json.loads((again.folder / "identity.json").read_text())["server_id"] == agent.server_id
+    assert json.loads((again.folder / "identity.json").read_text())["server_id"] == protected.server_id
     changed = overwrite(image, [9], 6)
-    pushed = again.push()
-    assert pushed.document["changed_bytes"] == changed
-    assert pushed.document["sent_bytes"] < changed + DIGESTS_BYTES + CHATTER_BYTES
-    ledger.reported(pushed, image)
-    ledger.check(service)
+    sends(again, image, ledger, changed, DIGESTS_BYTES + CHATTER_BYTES)

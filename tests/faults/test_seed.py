@@ -11,28 +11,20 @@ from pathlib import Path
 import pytest
 
 from agent.protocol.seedfile import SeedReader, SeedWriter
-from tests.faults.harness import Agent, Ledger, Service, ended, mounted, nothing_left_behind
+from tests.faults.harness import Agent, Ledger, Service, ended, enrolled, mounted, served
 from tests.faults.images import change_image, make_image
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One for all: starting and stopping it takes longer than any seed."""
-    folder = tmp_path_factory.mktemp("service")
-    made = Service(folder, env={"UNDERSTUDY_ACCEL": "tcg"})
-    made.start()
-    yield made
-    code = made.stop()
-    assert "Traceback" not in made.log(), made.log()[-8000:]
-    assert code == 0, made.log()[-4000:]
-    assert nothing_left_behind(folder) == []
+    with served(tmp_path_factory.mktemp("service")) as made:
+        yield made
 
 
 @pytest.fixture
 def agent(tmp_path: Path, service: Service) -> Agent:
-    made = Agent(tmp_path / "agent", service)
-    made.enroll(f"web-{tmp_path.name[-40:]}")
-    return made
+    return enrolled(tmp_path / "agent", service, f"web-{tmp_path.name[-40:]}")
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from recovery.plans import parse_plan
 from recovery.runs import Run, RunKind, RunState, StepState
 from recovery.scripts import Scripts
 from recovery.sites.contract import InstanceState
-from tests.recovery.world import Killed, Repairs, World, make_point, make_server
+from tests.recovery.memory_control import make_point, make_server
+from tests.recovery.world import Killed, Repairs, World
 
 Journey = Callable[[World], None]
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -387,6 +388,28 @@ def test_a_repair_works_on_the_instances_own_volumes_before_its_first_start(worl
     assert run.steps[0].result == {"changes": 2, "note": "2 files changed"}
 
 
+def test_a_service_that_stops_gives_a_repair_up_and_begins_it_again_later(world: World) -> None:
+    begun = threading.Event()
+
+    class Slow(Repairs):
+        def __call__(self, job: RepairJob) -> dict[str, Any]:
+            begun.set()
+            while not job.stopped():
+                time.sleep(0.001)
+            raise RecoveryError("the boot repair was stopped")
+
+    world.repairer = Slow(world.events)
+    world.start_service().start(run := world.plan(RunKind.DRILL))
+    assert begun.wait(60)
+    world.executor.stop()
+    run = world.store.get(run.id)
+    assert (run.state, run.steps[0].state, run.steps[0].error) == (RunState.RUNNING, StepState.RUNNING, None)
+    world.repairer = Repairs(world.events)
+    world.start_service().resume()
+    assert world.executor.wait(run.id).state is RunState.SUCCEEDED
+    assert world.events == ["copy web01", "remove", "copy web01", "repair web01", "boot web01"]
+
+
 def test_a_server_that_could_not_be_repaired_is_booted_all_the_same(world: World) -> None:
     world.repairer = repairs = Repairs(world.events)
     repairs.failure = RecoveryError("its root filesystem cannot be read")
@@ -401,12 +424,12 @@ def test_the_guests_agent_is_waited_for_and_asked(world: World) -> None:
         "{plan: p, groups: [{servers: [{name: web01, gates: [{heartbeat: {}}, {command: {name: db-ok}}]}]}]}"
     )
     run = world.plan(RunKind.FAILOVER, plan)
-    world.control._change("id-web01", last_seen_seconds=None)
+    world.control.change("id-web01", last_seen_seconds=None)
     said: list[str | None] = []
 
     def come() -> None:
         said.append(world.store.get(run.id).steps[-2].waits_for)
-        world.control._change("id-web01", last_seen_seconds=1.0)
+        world.control.change("id-web01", last_seen_seconds=1.0)
 
     world.clock.on_wait = come
     assert world.perform(run).state is RunState.SUCCEEDED

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import threading
+import time
+from typing import Any
+
 import pytest
 
 from agent.protocol.errors import Conflict, RecoveryError
 from agent.protocol.messages import Point
+from recovery.actions import RepairJob
 from recovery.homeward import plan_failback
 from recovery.report import run_to_json
 from recovery.runs import Run, RunState, StepState
 from recovery.sites.contract import InstanceState
-from tests.recovery.world import NOW, Repairs, World, make_point
+from tests.recovery.memory_control import make_point
+from tests.recovery.world import NOW, Repairs, World
 
 ALL_THE_WAY_HOME = [
     "hand to the instance",
@@ -86,7 +92,7 @@ def test_without_an_answer_of_the_agent_it_goes_on_with_the_newest_point_and_say
     failover = world.fail_over()
     world.control.agent_answers = False
     world.people_at_home_do_their_part()
-    world.control._change("id-web01", last_seen_seconds=None)
+    world.control.change("id-web01", last_seen_seconds=None)
     back = world.perform(world.plan_failback(failover))
     assert back.state is RunState.SUCCEEDED
     assert back.steps[0].result == {
@@ -250,6 +256,32 @@ def test_an_instance_that_cannot_be_repaired_again_is_started_as_it_is(world: Wo
     world.executor.end(back.id)
     assert world.executor.wait(back.id).state is RunState.ENDED
     assert [instance.state for instance in world.site.instances()] == [InstanceState.RUNNING]
+
+
+def test_a_service_that_stops_while_a_repair_is_undone_undoes_it_later_and_does_not_go_home_without(
+    world: World,
+) -> None:
+    begun = threading.Event()
+
+    class Slow(Repairs):
+        def undo(self, job: RepairJob) -> dict[str, Any]:
+            begun.set()
+            while not job.stopped():
+                time.sleep(0.001)
+            raise RecoveryError("the boot repair was stopped")
+
+    failover, repairs = repaired_failover(world)
+    world.people_at_home_do_their_part()
+    world.repairer = Slow(world.events)
+    world.start_service().start(back := world.plan_failback(failover))
+    assert begun.wait(60)
+    world.executor.stop()
+    (step,) = [step for step in world.store.get(back.id).steps if step.state is StepState.RUNNING]
+    assert (step.action, step.result) == ("undo_repair", {})
+    world.repairer = repairs
+    world.start_service().resume()
+    assert world.executor.wait(back.id).state is RunState.SUCCEEDED
+    assert "undo the repair of web01" in world.events
 
 
 def test_an_instance_is_kept_for_its_grace_time(world: World) -> None:

@@ -12,7 +12,8 @@ from recovery.homeward import plan_failback
 from recovery.planner import plan_failover
 from recovery.plans import Plan, default_plan, parse_plan
 from recovery.runs import Run, RunKind, RunState, StepState
-from tests.recovery.world import NOW, CountingIds, make_point, make_server
+from tests.recovery.memory_control import make_point, make_server
+from tests.recovery.world import NOW, CountingIds
 
 FACTS = SiteFacts(name="local", free_bytes=1 << 40, free_memory_mib=8_000)
 

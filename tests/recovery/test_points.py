@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from agent.protocol.errors import NotFound, UsageError
 from agent.protocol.messages import Point
 from recovery.points import choose_point, choose_points
-from tests.recovery.world import make_point
+from tests.recovery.memory_control import make_point
 
 POINTS = [
     make_point("abcd-3", taken_at="2027-01-15T07:00:00+00:00"),

@@ -11,7 +11,8 @@ from recovery.preflight import ADVISED_BYTES_PER_INSTANCE, Level, Proof, Reason,
 from recovery.prices import add_up
 from recovery.runs import RunKind
 from recovery.sites.contract import Price
-from tests.recovery.world import NOW, World, make_point
+from tests.recovery.memory_control import make_point
+from tests.recovery.world import NOW, World
 
 WEB = "{plan: p, groups: [{servers: [{name: web01, memory_mib: 4096, gates: [{tcp: {port: 80}}]}]}]}"
 FRESH = "2027-01-15T07:59:00+00:00"

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from recovery.proofs import proven_points, proven_servers
+import pytest
+
+from recovery.proofs import verdicts
 from recovery.runs import Run, RunKind, Step, StepState
 
 
-def run(point: str, gate: StepState, error: str | None = None, server: str = "web01") -> Run:
-    args = {"instance_id": "i-1", "point": point, "server": server}
+def run(gate: StepState, error: str | None = None) -> Run:
+    args = {"instance_id": "i-1", "point": "pt-1", "server": "web01"}
     steps = [
         Step(name="launch", action="launch", args=args, state=StepState.DONE),
         Step(name="gate", action="gate", args=args, state=gate, error=error),
@@ -13,23 +15,23 @@ def run(point: str, gate: StepState, error: str | None = None, server: str = "we
     return Run(id="r", tenant="t", kind=RunKind.DRILL, plan="web01", steps=steps)
 
 
-def test_a_point_is_bootable_once_every_gate_of_a_run_held_and_the_newest_run_counts() -> None:
-    newest_first = [
-        run("a", StepState.DONE),
-        run("a", StepState.FAILED, "no answer"),
-        run("b", StepState.FAILED, "no answer"),
-        run("c", StepState.RUNNING),
-        run("d", StepState.FAILED, "called off: the run was ended"),
-    ]
-    assert proven_points(newest_first) == {"a": True, "b": False}
+@pytest.mark.parametrize(
+    ("gate", "error", "verdict"),
+    [
+        (StepState.DONE, None, [True]),
+        (StepState.FAILED, "no answer", [False]),
+        (StepState.RUNNING, None, []),
+        (StepState.PENDING, None, []),
+        (StepState.FAILED, "called off: the run was ended", []),
+    ],
+)
+def test_a_server_is_proven_by_gates_that_held_and_only_a_gate_that_failed_speaks_against_it(
+    gate: StepState, error: str | None, verdict: list[bool]
+) -> None:
+    assert [proof.held for _, proof in verdicts(run(gate, error))] == verdict
 
 
-def test_a_server_boots_as_the_newest_run_that_could_tell_says() -> None:
-    newest_first = [
-        run("b", StepState.RUNNING),
-        run("a", StepState.DONE),
-        run("a", StepState.FAILED, "no answer"),
-        run("x", StepState.FAILED, "no answer", server="db01"),
-    ]
-    proven = proven_servers(newest_first)
-    assert {name: proof.held for name, proof in proven.items()} == {"web01": True, "db01": False}
+def test_without_gates_nothing_is_proven() -> None:
+    bare = run(StepState.DONE)
+    bare.steps.pop()
+    assert list(verdicts(bare)) == []

@@ -11,7 +11,8 @@ from recovery.describe import describe
 from recovery.planner import Order
 from recovery.readiness import Booted, last_boots, why_ready
 from recovery.runs import RunKind, RunState
-from tests.recovery.world import Repairs, World, make_server
+from tests.recovery.memory_control import make_server
+from tests.recovery.world import Repairs, World
 
 READY = dataclasses.replace(make_server(), boots_on=("virtio",), boot_digest="d1")
 UNKNOWN = dataclasses.replace(make_server(), boot_digest="d1")

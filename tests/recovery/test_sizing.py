@@ -11,7 +11,7 @@ from recovery.plans import Plan, parse_plan
 from recovery.runs import RunKind
 from recovery.sites.contract import Size
 from recovery.sizing import addresses, sizes
-from tests.recovery.world import make_server
+from tests.recovery.memory_control import make_server
 
 FACTS = SiteFacts(name="local", free_bytes=1 << 40, sizes={"small": Size(cpus=1, memory_mib=1024)})
 

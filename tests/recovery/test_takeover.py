@@ -42,7 +42,7 @@ def test_a_source_that_lives_is_stopped_makes_its_last_point_and_that_one_is_boo
 def test_nothing_boots_beside_a_source_that_neither_was_stopped_nor_declared_dead(
     world: World, seen_seconds: float | None, answer: CommandState, words: str
 ) -> None:
-    world.control._change("id-web01", last_seen_seconds=seen_seconds)
+    world.control.change("id-web01", last_seen_seconds=seen_seconds)
     world.control.command_ends = answer
     run = take_over(world)
     assert run.state is RunState.FAILED
@@ -63,7 +63,7 @@ def test_a_source_that_was_stopped_for_nothing_is_released_when_the_run_is_ended
 
 def test_who_was_overtaken_between_plan_and_fence_boots_nothing(world: World) -> None:
     run = world.plan(RunKind.FAILOVER)
-    world.control._change("id-web01", epoch=7)
+    world.control.change("id-web01", epoch=7)
     assert world.perform(run).state is RunState.FAILED
     assert "changed hands" in (world.store.get(run.id).steps[0].error or "")
     assert world.site.instances() == []

@@ -9,11 +9,9 @@ import pytest
 from recovery.drills.rotation import DrillSchedule, Window
 from recovery.plans import Caps
 from recovery.runs import RunKind, RunState
-from service.drills import REFUSED_SECONDS, DrillRounds, clear_scratch
+from service.drills import REFUSED_SECONDS, DrillRounds
 from service.store.database import Database
 from service.store.drills import DrillStore
-from service.store.proofs import ProofStore
-from service.store.servers import ServerStore
 from tests.service.store.rows_for_tests import add_server, manifest
 from tests.service.test_planning import TAKEN_AT, Office
 
@@ -35,8 +33,6 @@ class Rounds:
             self.office.points.add(manifest(f"pt-{name}", f"srv-{name}", server=name, taken_at=TAKEN_AT))
         self.rounds = DrillRounds(
             DrillStore(database),
-            ProofStore(database),
-            ServerStore(database),
             self.office.book,
             self.office.runs,
             self.office.desk,
@@ -119,18 +115,3 @@ def test_how_everybody_stands_is_shown_longest_unproven_first(world: Rounds) -> 
     assert standing["schedule"] == {"every_seconds": DAY, "window": "01:00-00:59", "at_once": 1}
     assert [target["target"] for target in standing["targets"]] == ["web01", "db01"]
     assert standing["targets"][0]["servers"] == [{"server": "web01", "proven_at": None, "last": None}]
-
-
-def test_scratch_of_repairs_that_were_cut_off_goes_with_their_runs(world: Rounds, tmp_path: Path) -> None:
-    ended, live = (
-        world.office.desk.start(world.office.desk.plan("default", RunKind.DRILL, "web01", None)).id for _ in "ab"
-    )
-    for run_id in (ended, live):
-        world.office.executor.wait(run_id)
-    world.office.executor.end(ended)
-    world.office.executor.wait(ended)
-    repairs = tmp_path / "repairs"
-    for run_id in (ended, live, "drill-unknown"):
-        (repairs / run_id / "srv-1" / "scratch").mkdir(parents=True)
-    clear_scratch(repairs, world.office.runs)
-    assert [path.parts[-3] for path in repairs.glob("*/*/scratch")] == [live]

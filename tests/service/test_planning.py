@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
+from sqlalchemy import Engine, event
 
 from agent.protocol.errors import NotFound, RecoveryError, UsageError
 from agent.protocol.messages import VolumeDeclaration
@@ -15,17 +16,18 @@ from recovery.runs import RunKind, RunState
 from recovery.scripts import Scripts
 from recovery.sites.contract import Site
 from service.desk import RunDesk
+from service.estate import Sources
 from service.plan_checks import check_all
 from service.planning import PlanBook
-from service.store import servers as servers_module
 from service.store.audit import AuditStore
 from service.store.database import Database
 from service.store.plans import PlanStore
 from service.store.points import PointStore
-from service.store.rows import ServerRow
+from service.store.proofs import ProofStore
 from service.store.runs import RunRows
 from service.store.servers import ServerStore
-from tests.recovery.world import FakeClock, MemoryControl, MemorySite
+from tests.recovery.memory_control import MemoryControl
+from tests.recovery.world import FakeClock, MemorySite
 from tests.service.store.rows_for_tests import add_server, manifest
 
 INVENTORY = {
@@ -55,9 +57,15 @@ class Office:
         servers = ServerStore(database)
         self.audit = AuditStore(database)
         site = cast("Site", self.site)
-        self.book = PlanBook(
-            servers, self.points, self.plans, self.runs, site, Scripts(folder / "scripts"), now=lambda: 1000.0
+        sources = Sources(
+            servers=servers,
+            points=self.points,
+            plans=self.plans,
+            runs=self.runs,
+            proofs=ProofStore(database),
+            site=site,
         )
+        self.book = PlanBook(sources, Scripts(folder / "scripts"), now=lambda: 1000.0)
         self.executor = Executor(self.runs, site, MemoryControl([], "web01"), FakeClock())
         self.desk = RunDesk(servers, self.book, self.runs, site, self.executor, now=lambda: 1000.0)
 
@@ -98,8 +106,8 @@ def test_what_an_agent_sends_for_an_inventory_is_not_believed(database: Database
 
 def test_a_price_is_shown_before_and_kept_with_the_run(office: Office) -> None:
     office.site.per_hour = 0.25
-    planned = office.desk.plan("default", RunKind.DRILL, "web01", None)
-    document = office.desk.dry_run_to_json("default", planned)
+    planned = office.book.plan("default", RunKind.DRILL, "web01", None)
+    document = office.desk.dry_run_to_json(planned)
     assert (document["state"], document["price"]["per_hour"], document["price"]["disk_bytes"]) == (
         "planned",
         0.25,
@@ -110,31 +118,49 @@ def test_a_price_is_shown_before_and_kept_with_the_run(office: Office) -> None:
 
 
 def test_the_steps_of_a_dry_run_are_those_that_are_performed(office: Office) -> None:
-    planned = office.desk.plan("default", RunKind.DRILL, "web01", None)
-    shown = office.desk.dry_run_to_json("default", planned)["steps"]
+    planned = office.book.plan("default", RunKind.DRILL, "web01", None)
+    shown = office.desk.dry_run_to_json(planned)["steps"]
     done = office.executor.wait(office.desk.start(planned).id)
     assert [(step["name"], step["after"]) for step in shown] == [(step.name, step.after) for step in done.steps]
 
 
 def test_a_tenants_caps_stop_a_run_and_a_reason_lets_it_pass(office: Office) -> None:
     office.plans.put_caps("default", Caps(instances=0))
-    planned = office.desk.plan("default", RunKind.DRILL, "web01", None)
-    assert next(finding.reason.value for finding in office.book.findings("default", planned)) == "cap"
+    planned = office.book.plan("default", RunKind.DRILL, "web01", None)
+    assert next(finding.reason.value for finding in office.book.findings(planned)) == "cap"
     with pytest.raises(RecoveryError, match="1 instances are more than tenant default allows"):
         office.desk.start(planned)
-    run = office.desk.start(office.desk.plan("default", RunKind.DRILL, "web01", None), over_cap="fire")
+    run = office.desk.start(office.book.plan("default", RunKind.DRILL, "web01", None), over_cap="fire")
     assert office.executor.wait(run.id).state is RunState.SUCCEEDED
     assert office.runs.get(run.id).over_cap == "fire"
 
 
 def test_the_newest_proven_bootable_point_is_one_that_a_run_has_booted(office: Office) -> None:
     with pytest.raises(NotFound, match="no proven bootable point"):
-        office.desk.plan("default", RunKind.DRILL, "web01", "latest-bootable")
-    office.executor.wait(office.desk.start(office.desk.plan("default", RunKind.DRILL, "web01", None)).id)
+        office.book.plan("default", RunKind.DRILL, "web01", "latest-bootable")
+    office.executor.wait(office.desk.start(office.book.plan("default", RunKind.DRILL, "web01", None)).id)
     office.points.add(manifest("pt-2", taken_at=TAKEN_AT))
-    planned = office.desk.plan("default", RunKind.DRILL, "web01", "latest-bootable")
+    planned = office.book.plan("default", RunKind.DRILL, "web01", "latest-bootable")
     assert planned.points["web01"].id == "pt-1"
-    assert office.desk.plan("default", RunKind.DRILL, "web01", None).points["web01"].id == "pt-2"
+    assert office.book.plan("default", RunKind.DRILL, "web01", None).points["web01"].id == "pt-2"
+
+
+def test_a_round_of_checks_reads_no_more_often_for_many_plans_than_for_one(office: Office, database: Database) -> None:
+    asked: list[str] = []
+    event.listen(Engine, "before_cursor_execute", asks := lambda *said: asked.append(said[2]))
+    try:
+        assert [check.plan for check in office.book.checks("default")] == ["web01"]
+        alone = len(asked)
+        for number in range(2, 12):
+            add_server(database, id=f"srv-{number}", name=f"web{number:02}")
+            office.points.add(manifest(f"pt-{number}", f"srv-{number}", server=f"web{number:02}", taken_at=TAKEN_AT))
+        office.book.apply("default", "shop", SHOP, draft=False)
+        office.book.apply("default", "mall", SHOP.replace("shop", "mall"), draft=False)
+        asked.clear()
+        assert len(list(office.book.checks("default"))) == 12
+        assert len(asked) == alone
+    finally:
+        event.remove(Engine, "before_cursor_execute", asks)
 
 
 def test_every_plan_and_every_server_without_one_is_checked_and_changes_are_told(
@@ -153,22 +179,3 @@ def test_every_plan_and_every_server_without_one_is_checked_and_changes_are_told
     office.plans.remove("default", "shop")
     check_all(office.book, office.plans, office.audit)
     assert [check.plan for check in office.plans.checks("default")] == ["db01", "web01"]
-
-
-def test_a_round_of_checks_reads_the_estate_once_however_many_servers_there_are(
-    office: Office, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in range(30):
-        add_server(database, id=f"srv-x{number}", name=f"db{number:02}")
-    rows_read = 0
-
-    def counting(found: Any) -> ServerRow:
-        nonlocal rows_read
-        rows_read += 1
-        return row_of(found)
-
-    row_of = servers_module._row
-    monkeypatch.setattr(servers_module, "_row", counting)
-    check_all(office.book, office.plans, office.audit)
-    assert len(office.plans.checks("default")) == 31
-    assert rows_read <= 4 * 31

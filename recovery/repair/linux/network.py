@@ -19,7 +19,7 @@ _SLOT = r"(?:en[opsxX]\w+|em\d+|p\d+p\d+)"
 """A card's name that follows from where it is plugged in, or from its address."""
 _CARD = rf"(?:{_SLOT}|eth\d+)"
 _BY_ADDRESS = "another network card has another hardware address"
-_SECTIONS = re.compile(r"^\[(\w[\w-]*)\]", re.MULTILINE)
+_BY_ADDRESS_AND_NAME = "another network card has another address and another name"
 
 
 def repair(draft: Draft, system: System) -> Iterator[Finding]:
@@ -43,9 +43,7 @@ def _networkd(draft: Draft) -> Iterator[Finding]:
         text = draft.text(path)
         any_card = "Path=*" if path.endswith(".link") else "Name=en* eth*"
         mended = _in_section(text, "Match", r"^(Permanent)?MACAddress=.*$", any_card)
-        if mended != text:
-            draft.write_text(path, mended, _BY_ADDRESS)
-            yield _bound(path)
+        yield from _freed(draft, path, mended, _BY_ADDRESS)
 
 
 def _netplan(draft: Draft) -> Iterator[Finding]:
@@ -54,9 +52,7 @@ def _netplan(draft: Draft) -> Iterator[Finding]:
         mended = re.sub(r"^(\s*)macaddress:.*$", r'\1name: "e*"', text, flags=re.MULTILINE)
         # a flow mapping, as cloud-init does not write it, but people do
         mended = re.sub(r"(match:\s*\{[^}]*?)macaddress:[^,}]*", r'\1name: "e*"', mended)
-        if mended != text:
-            draft.write_text(path, mended, _BY_ADDRESS)
-            yield _bound(path)
+        yield from _freed(draft, path, mended, _BY_ADDRESS)
 
 
 def _network_manager(draft: Draft) -> Iterator[Finding]:
@@ -68,9 +64,7 @@ def _network_manager(draft: Draft) -> Iterator[Finding]:
         mended = _in_section(text, "connection", rf"^interface-name={_SLOT}$\n?", "")
         for section in ("ethernet", "802-3-ethernet"):
             mended = _in_section(mended, section, r"^mac-address=.*$\n?", "")
-        if mended != text:
-            draft.write_text(path, mended, "another network card has another address and another name")
-            yield _bound(path)
+        yield from _freed(draft, path, mended, _BY_ADDRESS_AND_NAME)
 
 
 def _ifcfg(draft: Draft) -> Iterator[Finding]:
@@ -80,9 +74,7 @@ def _ifcfg(draft: Draft) -> Iterator[Finding]:
             continue
         pattern = rf"^(HWADDR=.*|DEVICE=[\"']?{_SLOT}[\"']?)$\n?"
         mended = re.sub(pattern, "", text, flags=re.MULTILINE)
-        if mended != text:
-            draft.write_text(path, mended, "another network card has another address and another name")
-            yield _bound(path)
+        yield from _freed(draft, path, mended, _BY_ADDRESS_AND_NAME)
 
 
 def _names(draft: Draft, system: System) -> Iterator[Finding]:
@@ -123,6 +115,13 @@ def _in_section(text: str, section: str, pattern: str, put: str) -> str:
     return "".join(
         re.sub(pattern, put, part, flags=re.MULTILINE) if part.startswith(f"[{section}]") else part for part in parts
     )
+
+
+def _freed(draft: Draft, path: str, mended: str, why: str) -> Iterator[Finding]:
+    """Nothing where the text is as it was."""
+    if mended != draft.text(path):
+        draft.write_text(path, mended, why)
+        yield _bound(path)
 
 
 def _bound(path: str) -> Finding:

@@ -24,11 +24,6 @@ from recovery.repair.windows.hivedraft import undo as draft_undo
 _DRIVERS = "/Windows/System32/drivers"
 
 
-def is_windows(files: GuestFiles) -> bool:
-    """Is the tree's root a Windows system volume?"""
-    return find(files, SYSTEM_HIVE) is not None
-
-
 def draft_repair(
     draft: Draft,
     files: WindowsFiles,

@@ -17,7 +17,6 @@ from recovery.sites.local.tools import QEMU_IMG, last_line, qemu_img, tool
 from recovery.sites.local.volume_io import LocalVolumeIO
 
 SECTOR_BYTES = 512
-CLUSTER_BYTES = 1 << 16
 MAX_LAYERS = 10_000
 
 MAX_NAME_BYTES = 1023  # as qcow2 has it

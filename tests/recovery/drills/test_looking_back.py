@@ -14,7 +14,8 @@ from recovery.plans import parse_plan
 from recovery.report import rto_seconds
 from recovery.runs import Run, RunKind, RunState, StepState
 from recovery.sites.contract import InstanceState
-from tests.recovery.world import World, make_point, make_server
+from tests.recovery.memory_control import make_point, make_server
+from tests.recovery.world import World
 
 PAIR = """
 plan: pair

@@ -15,14 +15,14 @@ from recovery.clock import SystemClock
 from recovery.gates import HttpGate, gate_to_json
 from recovery.repair.job import BootRepair
 from recovery.repair.record import RepairRecord
-from recovery.repair.repair import inspect, repair, undo
+from recovery.repair.repair import repair, undo
 from recovery.repair.target import Bus, Firmware, Target
 from recovery.runs import Run, RunKind, Step
 from recovery.sites.contract import VolumeKey
 from recovery.sites.local import LocalSite
+from tests.recovery.memory_control import MemoryControl
 from tests.recovery.repair import images
 from tests.recovery.repair.booting import boot, firmware_missing
-from tests.recovery.world import MemoryControl
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -70,7 +70,7 @@ def repaired(volume: Path, bus: Bus, firmware: Firmware, folder: Path) -> Repair
     record = repair([volume], target, folder / "repair")
     assert record.changes
     assert record.unrepaired == ()
-    assert inspect([volume], target, folder / "again").findings == (), "what is ready is left alone"
+    assert repair([volume], target, folder / "again").findings == (), "what is ready is left alone"
     return record
 
 
@@ -111,7 +111,7 @@ def test_undone_it_has_every_file_as_it_was_at_home(bios: Path, worker_parts: No
     for name in ("/boot/grub/grub.cfg", "/etc/fstab", "/etc/udev/rules.d/70-persistent-net.rules"):
         assert name in report.undone
     target = Target(bus=Bus.NVME, firmware=Firmware.BIOS, serial_console=True)
-    again = inspect([volume], target, tmp_path / "again")
+    again = repair([volume], target, tmp_path / "again")
     assert again.changes == record.changes
 
 

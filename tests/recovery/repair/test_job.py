@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from agent.protocol.errors import RecoveryError, SiteError
 from recovery.actions import RepairJob
 from recovery.repair.job import DIFF, BootRepair, _note
-from recovery.repair.record import Finding, RepairRecord
+from recovery.repair.record import FileChange, Finding, RepairRecord
 from recovery.repair.target import Bus
 from tests.recovery.repair.images import overlay
 from tests.recovery.repair.test_repair import make_disk, make_tree, needs_tools
@@ -36,12 +37,29 @@ def test_what_cannot_be_repaired_fails_the_step_and_what_could_be_is_kept_for_re
     assert "+UUID=" in (step.folder("run-1", "web01") / DIFF).read_text()
 
 
-def test_a_step_says_what_was_repaired_and_why_or_that_nothing_was(tmp_path: Path) -> None:
+@needs_tools
+@pytest.mark.qemu
+def test_a_repair_that_is_stopped_leaves_no_scratch_no_record_and_the_volume_as_it_was(
+    worker_parts: None, tmp_path: Path
+) -> None:
+    point = make_disk(make_tree(tmp_path / "tree"), tmp_path / "point.raw")
+    volume = overlay(point, tmp_path / "volume.qcow2")
+    before = volume.read_bytes()
+    repairs = BootRepair(tmp_path / "repairs", lambda: "tcg")
+    with pytest.raises(RecoveryError, match="was stopped"):
+        repairs(dataclasses.replace(job(volume), stopped=lambda: True))
+    assert volume.read_bytes() == before
+    assert repairs.record("run-1", "web01") is None
+    assert not (repairs.folder("run-1", "web01") / "scratch").exists()
+
+
+def test_a_step_says_what_was_repaired_and_why_or_that_nothing_was() -> None:
     ready = RepairRecord(system="Debian 12, ext4", target="virtio, BIOS")
     assert _note(ready) == "Debian 12, ext4 is ready as it is"
     found = (Finding("stop", "its archive lacks nvme", repaired=True), Finding("warn", "an old kernel lacks it too"))
-    mended = RepairRecord(system="Debian 12, ext4", target="nvme, BIOS", findings=found, changes=())
-    assert "ready" in _note(mended)
+    change = FileChange(path="/boot/initrd.img", before=b"", after=b"nvme")
+    mended = RepairRecord(system="Debian 12, ext4", target="nvme, BIOS", findings=found, changes=(change,))
+    assert _note(mended) == "Debian 12, ext4: repaired, because its archive lacks nvme"
 
 
 def test_undoing_what_was_never_repaired_does_nothing_and_says_so(tmp_path: Path) -> None:

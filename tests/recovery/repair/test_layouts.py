@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from recovery.repair.record import RepairRecord
-from recovery.repair.repair import inspect
+from recovery.repair.repair import repair
 from recovery.repair.target import Bus, Firmware, Target
 from recovery.repair.worker import Worker
 from tests.recovery.repair.images import missing, overlay, run, truncate
@@ -66,7 +66,7 @@ def test_a_root_on_xfs_or_in_a_subvolume_of_btrfs_is_repaired(
     truncate(disk, DISK_BYTES)
     run("sfdisk", "--quiet", str(disk), stdin="label: dos\n2048,,L,*\n")
     run("dd", f"if={filesystem}", f"of={disk}", "bs=1M", "seek=1", "conv=notrunc,sparse", "status=none")
-    record = inspect([overlay(disk, tmp_path / "volume.qcow2")], NVME, tmp_path / "run")
+    record = repair([overlay(disk, tmp_path / "volume.qcow2")], NVME, tmp_path / "run")
     assert record.system.endswith(f", {fill.__name__}")
     assert {"/etc/fstab", "/boot/grub/grub.cfg"} <= paths(record)
     assert not [finding for finding in record.unrepaired if "BIOS" not in finding.what]
@@ -111,7 +111,7 @@ def test_a_root_on_lvm_over_two_disks_with_boot_and_efi_partitions_is_repaired(
             worker.run("tar", "-x", "-f", "/packed", "-C", place)
         worker.shell("umount /esp /boot /guest")
         worker.power_off()
-    record = inspect(disks, Target(bus=Bus.NVME, firmware=Firmware.UEFI), tmp_path / "run")
+    record = repair(disks, Target(bus=Bus.NVME, firmware=Firmware.UEFI), tmp_path / "run")
     assert record.unrepaired == ()
     assert {"esp:/EFI/BOOT/BOOTX64.EFI", "/boot/grub/grub.cfg", "/etc/fstab"} <= paths(record)
     assert any(path.startswith("/boot/initrd.img-") for path in paths(record))

@@ -333,7 +333,7 @@ def test_documents_are_stored_replaced_listed_and_deleted(site: Site) -> None:
 @pytest.mark.qemu
 def test_an_instance_boots_writes_to_its_own_volume_stops_starts_and_ends(site: Site, bootable: Specs) -> None:
     before = content(site, KEY, "boot")
-    spec = bootable(labels={"plan": "web"})
+    spec = bootable()
     launched = site.launch(spec)
     assert (launched.state, launched.run_id, launched.server_id) == (InstanceState.RUNNING, "run-1", "web01")
     assert (launched.machine_id, launched.network) == (spec.machine_id, NetworkMode.ISOLATED)

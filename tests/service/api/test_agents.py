@@ -19,18 +19,15 @@ from service.store.commands import CommandStore
 from service.store.database import Database, sqlite_url
 from service.store.schema import commands
 from service.store.servers import ServerStore
-from tests.faults.harness import Agent, Service, ended, run
+from tests.faults.harness import Agent, Service, ended, run, served
 from tests.faults.hostile import BLOCK, Hostile, root_of
 from tests.faults.images import make_image
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    made = Service(tmp_path / "service", "--interval-seconds", "100000")
-    made.start()
-    yield made
-    assert made.stop() == 0
-    assert "Traceback" not in made.log(), made.log()
+    with served(tmp_path / "service", "--interval-seconds", "100000") as made:
+        yield made
 
 
 @pytest.fixture

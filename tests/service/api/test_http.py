@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.protocol.messages import VERSION_HEADER
-from tests.faults.harness import Service
+from tests.faults.harness import Service, served
 from tests.patience import PATIENCE_SECONDS
 
 PLAN = "plan: shop\ngroups:\n  - servers:\n      - name: web01\n"
@@ -18,11 +18,8 @@ PLAN = "plan: shop\ngroups:\n  - servers:\n      - name: web01\n"
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    made = Service(tmp_path_factory.mktemp("service"))
-    made.start()
-    yield made
-    assert made.stop() == 0
-    assert "Traceback" not in made.log(), made.log()
+    with served(tmp_path_factory.mktemp("service")) as made:
+        yield made
 
 
 def ask(

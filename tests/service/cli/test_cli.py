@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from agent.protocol.tokens import AdminToken
+from service.cli.client import Service as Client
 from service.cli.parser import build_parser
-from tests.faults.harness import BINARIES, Service, run
+from tests.faults.harness import BINARIES, Service, run, served
 from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[3]
@@ -20,10 +22,8 @@ PLAN = "plan: shop\ngroups:\n  - servers:\n      - name: web01\n"
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    made = Service(tmp_path_factory.mktemp("service"))
-    made.start()
-    yield made
-    assert made.stop() == 0
+    with served(tmp_path_factory.mktemp("service")) as made:
+        yield made
     assert not (made.data / "service.json").exists()
 
 
@@ -58,6 +58,12 @@ def test_options_hold_before_the_command_as_well_as_behind_it(service: Service) 
     assert run("understudy", "--data", service.data, "--tenant", "acme", "--json", "caps").document == kept
     assert run("understudy", "--data", service.data, "--json", "caps").document != kept
     assert run("understudy-agent", "--json", "inventory").document["machine_id"]
+
+
+def test_every_request_is_made_in_the_tenants_name() -> None:
+    token = AdminToken("s", "0" * 64)
+    assert Client("https://host", token, "acme").address("/x", {"a": 1, "b": None}) == "/x?tenant=acme&a=1"
+    assert Client("https://host", token).address("/x", {}) == "/x"
 
 
 def test_a_token_comes_with_the_line_to_run(service: Service) -> None:

@@ -9,15 +9,13 @@ import pytest
 
 from agent.protocol.errors import UsageError
 from service.cli.text import seconds_of
-from tests.faults.harness import Service, run
+from tests.faults.harness import Service, run, served
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    made = Service(tmp_path_factory.mktemp("service"))
-    made.start()
-    yield made
-    assert made.stop() == 0
+    with served(tmp_path_factory.mktemp("service")) as made:
+        yield made
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("24h", 86_400), ("1.5d", 129_600)])

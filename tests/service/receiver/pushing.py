@@ -34,8 +34,6 @@ SERVER = Server(
     epoch=1,
     owner="machine-1",
     last_seen_seconds=None,
-    volume_paths=(),
-    volume_sizes=(),
 )
 
 

@@ -1,9 +1,14 @@
 """Rows that tests need and do not care about."""
 
+from typing import Any
+
 from agent.protocol.messages import Point, PointVolume
+from recovery.runs import Run, RunKind, RunState, Step, StepState
 from service.receiver.manifest import Manifest
 from service.store.database import Database
+from service.store.points import PointStore
 from service.store.rows import ServerRow
+from service.store.runs import RunRows
 from service.store.servers import insert_server
 from service.store.tenants import ensure_tenant
 
@@ -34,3 +39,31 @@ def manifest(point_id: str, server_id: str = "srv-1", **fields: object) -> Manif
         }
     )
     return Manifest(point=point, server_id=server_id, tenant="default", parent=None)
+
+
+def drilled(database: Database, run_id: str, held: bool, at: float, **fields: Any) -> RunRows:
+    """A drill of pt-1 (see with_point) with this verdict, still there."""
+    about = {"server": "web01", "server_id": "srv-1", "instance_id": f"i-{run_id}"}
+    gate = StepState.DONE if held else StepState.FAILED
+    run = Run(
+        id=run_id,
+        tenant="default",
+        kind=RunKind.DRILL,
+        plan="web01",
+        created_at=at - 1,
+        steps=[
+            Step(name="launch", action="launch", args={**about, "point": "pt-1"}, state=StepState.DONE),
+            Step(name="gate", action="gate", args=about, state=gate, ended_at=at, error=None if held else "no"),
+            Step(name="evidence", action="evidence", closing=True),
+        ],
+        **fields,
+    )
+    rows = RunRows(database)
+    rows.add(run)
+    rows.save_state(run_id, RunState.SUCCEEDED if held else RunState.FAILED, at)
+    return rows
+
+
+def with_point(database: Database) -> None:
+    add_server(database)
+    PointStore(database).add(manifest("pt-1"))

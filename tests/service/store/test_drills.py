@@ -1,45 +1,13 @@
 from __future__ import annotations
 
-from typing import Any
-
 from recovery.drills.rotation import DrillSchedule, Window
-from recovery.runs import Run, RunKind, RunState, Step, StepState
+from recovery.runs import RunState, StepState
 from service.store.database import Database
 from service.store.drills import DrillStore
-from service.store.points import PointStore
 from service.store.proofs import ProofStore
-from service.store.runs import RunRows
-from tests.service.store.rows_for_tests import add_server, manifest
+from tests.service.store.rows_for_tests import drilled, with_point
 
 DAILY = DrillSchedule(every_seconds=86_400.0, window=Window.parse("22:00-02:00"), at_once=3)
-
-
-def drilled(database: Database, run_id: str, held: bool, at: float, **fields: Any) -> RunRows:
-    """A drill of pt-1 with this verdict, still there."""
-    about = {"server": "web01", "server_id": "srv-1", "instance_id": f"i-{run_id}"}
-    gate = StepState.DONE if held else StepState.FAILED
-    run = Run(
-        id=run_id,
-        tenant="default",
-        kind=RunKind.DRILL,
-        plan="web01",
-        created_at=at - 1,
-        steps=[
-            Step(name="launch", action="launch", args={**about, "point": "pt-1"}, state=StepState.DONE),
-            Step(name="gate", action="gate", args=about, state=gate, ended_at=at, error=None if held else "no"),
-            Step(name="evidence", action="evidence", closing=True),
-        ],
-        **fields,
-    )
-    rows = RunRows(database)
-    rows.add(run)
-    rows.save_state(run_id, RunState.SUCCEEDED if held else RunState.FAILED, at)
-    return rows
-
-
-def with_point(database: Database) -> None:
-    add_server(database)
-    PointStore(database).add(manifest("pt-1"))
 
 
 def test_a_schedule_is_kept_replaced_and_removed(database: Database) -> None:

@@ -45,6 +45,15 @@ def test_points_that_a_failback_made_stay_until_they_are_home(runs: RunRows) -> 
     assert runs.pins.pinned() == {}
 
 
+def test_what_a_migration_boots_stays_until_the_server_has_moved(runs: RunRows) -> None:
+    runs.add(run("m-1", "pt-1", RunKind.MIGRATE))
+    assert runs.pins.pinned() == {"pt-1": "m-1"}
+    runs.save_state("m-1", RunState.FAILED, 1.0)
+    assert runs.pins.pinned() == {"pt-1": "m-1"}, "it may be tried again"
+    runs.save_state("m-1", RunState.SUCCEEDED, 2.0)
+    assert runs.pins.pinned() == {}
+
+
 def test_a_claim_keeps_runs_off_a_point_while_it_lasts_and_a_run_keeps_claims_off(runs: RunRows) -> None:
     with runs.pins.claim("pt-1") as needed_by:
         assert needed_by is None
@@ -60,4 +69,4 @@ def test_a_claim_keeps_runs_off_a_point_while_it_lasts_and_a_run_keeps_claims_of
 def test_a_run_on_a_point_that_is_gone_is_refused_and_leaves_no_row(runs: RunRows) -> None:
     with pytest.raises(Conflict, match="choose another"):
         runs.add(run("r-1", "pt-9"))
-    assert runs.runs() == []
+    assert runs.newest("default", 1) == []

@@ -51,14 +51,28 @@ def test_a_step_is_stored_whole_and_the_version_rises(database: Database) -> Non
     assert len(rings) == 3
 
 
-def test_runs_are_listed_newest_first_and_unfinished_ones_oldest_first(database: Database) -> None:
+def test_the_newest_runs_are_listed_newest_first_and_unfinished_ones_oldest_first(database: Database) -> None:
     store = RunRows(database)
     for number, state in enumerate([RunState.RUNNING, RunState.SUCCEEDED, RunState.ENDING, RunState.ENDED]):
         store.add(run(f"r-{number}", created_at=float(number), state=state))
-    assert [found.id for found in store.runs("default")] == ["r-3", "r-2", "r-1", "r-0"]
+    assert [found.id for found in store.newest("default", 9)] == ["r-3", "r-2", "r-1", "r-0"]
+    assert [found.id for found in store.newest("default", 3)] == ["r-3", "r-2", "r-1"]
     assert [found.id for found in store.unfinished()] == ["r-0", "r-2"]
-    assert all(len(found.steps) == 2 for found in store.runs())
-    assert store.runs("somebody-else") == []
+    assert all(len(found.steps) == 2 for found in store.newest("default", 9))
+    assert store.newest("somebody-else", 9) == []
+    assert [found.id for found in store.those({"r-0", "r-2", "r-9"})] == ["r-2", "r-0"]
+
+
+def test_live_runs_come_with_the_failbacks_that_tell_what_is_at_home(database: Database) -> None:
+    store = RunRows(database)
+    away = run("f-1", 1.0, kind=RunKind.FAILOVER, state=RunState.SUCCEEDED)
+    home = run("f-2", 2.0, kind=RunKind.FAILOVER, state=RunState.ENDED)
+    for known in (away, home):
+        store.add(known)
+        store.add(run(f"b-{known.id}", 3.0, kind=RunKind.FAILBACK, failover_run=known.id, state=RunState.ENDED))
+    assert [found.id for found in store.live("default")] == ["b-f-1", "f-1"]
+    assert store.live("somebody-else") == []
+    assert [found.id for found in store.failbacks("f-2")] == ["b-f-2"]
 
 
 def test_what_is_not_there_is_not_found_and_twice_the_same_is_a_conflict(database: Database) -> None:

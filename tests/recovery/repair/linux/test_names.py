@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,11 @@ GRUB = """menuentry 'x' {{
 """
 
 
-def repaired(tmp_path: Path, texts: dict[str, str]) -> tuple[list[Finding], dict[str, str | None]]:
+def repaired(
+    tmp_path: Path, texts: dict[str, str], sources: Sequence[str] = ()
+) -> tuple[list[Finding], dict[str, str | None]]:
     draft = Draft(FolderFiles(tmp_path, {"/boot/initrd.img-6": "", **texts}))
-    return list(names.repair(draft, system())), after(draft.changes())
+    return list(names.repair(draft, dataclasses.replace(system(), sources=sources))), after(draft.changes())
 
 
 @pytest.mark.parametrize(
@@ -38,6 +42,28 @@ def test_every_kernel_name_of_the_root_disk_becomes_its_uuid(tmp_path: Path, nam
     }
     assert [finding.level for finding in findings] == ["stop", "stop"]
     assert all(finding.repaired for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("sources", "home"),
+    [
+        (["/dev/sdb"], "/dev/sdb1"),  # sda stayed at home
+        (["/dev/sdc", "/dev/sda"], "/dev/sdc1"),
+        (["/dev/nvme1n1"], "/dev/nvme1n1p1"),
+        (["/srv/web01.img"], "/dev/sda1"),  # what an image file was called tells nothing
+        (["/dev/disk/by-id/ata-1"], "/dev/sda1"),
+    ],
+)
+def test_a_kernel_name_means_the_volume_that_was_called_so_at_home(
+    tmp_path: Path, sources: list[str], home: str
+) -> None:
+    texts = {"/etc/fstab": f"{home} /srv ext4 defaults 0 2\n"}
+    assert repaired(tmp_path, texts, sources)[1] == {"/etc/fstab": f"UUID={ROOT_UUID} /srv ext4 defaults 0 2\n"}
+
+
+def test_the_name_of_a_disk_that_stayed_at_home_is_not_given_to_another(tmp_path: Path) -> None:
+    texts = {"/etc/fstab": "/dev/sda1 /srv ext4 defaults 0 2\n"}
+    assert repaired(tmp_path, texts, ["/dev/sdb"])[1] == {"/etc/fstab": "/dev/sda1 /srv ext4 defaults,nofail 0 2\n"}
 
 
 def test_a_system_that_names_disks_by_uuid_is_left_alone(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from tests.faults.harness import Agent, Ledger, Ran, Service, ended, nothing_left_behind
+from tests.faults.harness import Agent, Ledger, Ran, Service, ended, nothing_left_behind, served
 from tests.faults.images import BLOCK, make_image
 from tests.patience import PATIENCE_SECONDS
 
@@ -23,12 +23,8 @@ FEW_BYTES = 150_000
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    made = Service(tmp_path / "service", env={"UNDERSTUDY_ACCEL": "tcg"})
-    made.start()
-    yield made
-    code = made.stop()
-    assert "Traceback" not in made.log(), made.log()[-8000:]
-    assert code == 0, made.log()[-4000:]
+    with served(tmp_path / "service") as made:
+        yield made
     assert nothing_left_behind(tmp_path) == []
 
 
