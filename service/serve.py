@@ -35,6 +35,7 @@ from recovery.scripts import Scripts
 from recovery.sites.local import LocalSite, accel
 from service.api.agents import AgentHttp
 from service.api.drills import DrillHttp
+from service.api.homeward import homeward_route
 from service.api.middleware import agents_by_certificate, errors_as_json, operators_by_token
 from service.api.operators import OperatorHttp, tenant_of
 from service.api.pairing import PairingHttp
@@ -174,6 +175,7 @@ async def _serve(options: ServeOptions) -> None:
             ).routes()
         )
         app.add_routes(PairingHttp(Pairings(), enrolment, servers, audit, bell).routes())
+        app.add_routes([homeward_route(servers, runs)])
         app.add_routes(ReceiverHttp(receiver, reader, gatekeeper, threads).routes())
         app.add_routes(PointHttp(receiver, reader, points, slow_threads, tenant_of).routes())
         records = Records(

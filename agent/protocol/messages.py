@@ -246,6 +246,18 @@ class PulledReport:
     received_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HomewardReply:
+    """What a repair target has to do for its server's failback. `action`: `none` (none is under way), `wait`, `pull`
+    (all volumes of `point`), `boot` (start from the disks written). `words` say to a person what is going on."""
+
+    action: str
+    words: str
+    run: str | None = None
+    stage: str | None = None
+    point: str | None = None
+
+
 def to_json(message: Any) -> dict[str, Any]:
     """A message as a JSON object."""
     return dataclasses.asdict(message)
