@@ -8,8 +8,9 @@ from agent.protocol.messages import HomewardReply
 from recovery.homeward import point_to_copy
 from recovery.runs import Run, RunKind, RunState, Step, StepState
 
-_GOES_ON = ("await_home", "await_forward", "settle", "wait", "retire")
-"""What is left once the server was handed home: from then on its machine has to start from its own disk."""
+_ACTIONS = {"await_pull": "pull", "await_home": "boot"}
+_AT_HOME = ("await_forward", "settle", "wait", "retire")
+"""What is left once the server was seen at home."""
 
 
 def guidance(runs: Iterable[Run], server_id: str, server: str) -> HomewardReply:
@@ -27,12 +28,11 @@ def guidance(runs: Iterable[Run], server_id: str, server: str) -> HomewardReply:
         reason = next(iter((step.error or "").splitlines()), "")
         words = f"{run.id} failed at '{step.name}': {reason}; at the service: understudy retry {run.id}"
         return HomewardReply(action="wait", run=run.id, stage=stage, words=words)
-    if step.action in _GOES_ON:
-        return HomewardReply(action="boot", run=run.id, stage=stage, words=f"{server} is handed home")
-    point = point_to_copy(run.steps[: run.steps.index(step)]) if step.action == "await_pull" else None
-    return HomewardReply(
-        action="wait" if point is None else "pull", run=run.id, stage=stage, words=_words(step), point=point
-    )
+    if step.action in _AT_HOME:
+        return HomewardReply(action="none", run=run.id, stage=stage, words=f"{server} has been seen at home already")
+    action = _ACTIONS.get(step.action, "wait")
+    point = None if action == "wait" else point_to_copy(run.steps[: run.steps.index(step)])
+    return HomewardReply(action=action, run=run.id, stage=stage, words=_words(step), point=point)
 
 
 def _is_under_way(run: Run, server_id: str) -> bool:
@@ -42,4 +42,4 @@ def _is_under_way(run: Run, server_id: str) -> bool:
 
 
 def _words(step: Step) -> str:
-    return step.waits_for if step.waits_for and step.action != "await_pull" else step.name
+    return step.waits_for if step.waits_for and step.action not in _ACTIONS else step.name

@@ -249,7 +249,8 @@ class PulledReport:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HomewardReply:
     """What a repair target has to do for its server's failback. `action`: `none` (none is under way), `wait`, `pull`
-    (all volumes of `point`), `boot` (start from the disks written). `words` say to a person what is going on."""
+    (all volumes of `point`), `boot` (the same, and then start from the disks written). `words` say to a person what is
+    going on."""
 
     action: str
     words: str
