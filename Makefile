@@ -11,6 +11,10 @@ demo:  ## the whole arc on this machine: protect, replicate, burn down, panic, b
 	@scripts/setup demo
 	@$(PYTHON) -m demo
 
+rescue-iso:  ## the rescue image, build/understudy-rescue.iso (URL=https://... builds the service's address in)
+	@scripts/setup rescue
+	@$(PYTHON) -m rescue $(if $(URL),--url $(URL))
+
 test:  ## all tests but the long ones
 	@scripts/setup test
 	$(PYTHON) -m pytest -m "not long"
@@ -32,4 +36,4 @@ bench:  ## measure what is promised, beside what one would pick instead
 clean:  ## remove what the other targets made, but for .venv
 	rm -rf .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 
-.PHONY: help setup demo test test-long check bench clean
+.PHONY: help setup demo rescue-iso test test-long check bench clean

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from agent import __version__
-from agent.client import ServiceClient, pinned_context
+from agent.client import ServiceClient, pinned_context, unverified_context
 from agent.inventory import collect, machine_id
 from agent.protocol.errors import TransportError, TrustError
 from agent.protocol.messages import EnrollReply, EnrollRequest, RenewReply, RenewRequest
@@ -69,10 +69,7 @@ async def renew_if_due(state: State, client: ServiceClient) -> bool:
 
 async def _pinned_ca(url: str, fingerprint: str) -> str:
     """The service's CA certificate, proven by its fingerprint. The connection that fetches it is not trusted."""
-    unverified = ssl.create_default_context()
-    unverified.check_hostname = False
-    unverified.verify_mode = ssl.CERT_NONE
-    async with ServiceClient(url, unverified, patience_seconds=5) as client:
+    async with ServiceClient(url, unverified_context(), patience_seconds=5) as client:
         answer = await client.call("GET", "/ca.pem", [])
     try:
         ca_pem = answer.decode("ascii")

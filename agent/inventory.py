@@ -55,8 +55,8 @@ def collect() -> dict[str, Any]:
         "cpus": os.cpu_count() or 1,
         "memory_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
         "machine_id": machine_id(),
-        "network": _network(),
-        "disks": _disks(),
+        "network": network(),
+        "disks": disks(),
         "boot_findings": findings,
         "boots_on": boots_on(_ROOT, findings),
         "boot_files": boot_files(_ROOT),
@@ -91,7 +91,7 @@ def _system_name() -> str:
     return platform.system()
 
 
-def _disks() -> list[dict[str, Any]]:
+def disks() -> list[dict[str, Any]]:
     devices: list[BlockDevice] = []
     mounts: list[Mount] = []
     with contextlib.suppress(OSError):
@@ -129,7 +129,7 @@ def _disk(disk: BlockDevice, devices: list[BlockDevice], mounts: list[Mount]) ->
     }
 
 
-def _network() -> list[dict[str, Any]]:
+def network() -> list[dict[str, Any]]:
     """Every interface but loopback; those without a hardware address (tunnels) have an empty `mac`."""
     names: list[str] = []
     with contextlib.suppress(OSError):

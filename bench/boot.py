@@ -19,7 +19,8 @@ from pathlib import Path
 from bench.measure import BenchError, environment, timed
 from bench.peers import free_port
 from bench.service import PROGRAMS, Service, agent_command, enroll
-from demo.image import BuildError, build
+from demo.building import BuildError
+from demo.image import build
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLAN = REPOSITORY / "demo/web01.yaml"

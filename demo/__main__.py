@@ -15,7 +15,7 @@ import time
 from typing import NoReturn
 
 from demo import lab
-from demo.image import BuildError
+from demo.building import BuildError
 from demo.lab import DemoError
 from demo.run import CACHE, FOLDER, Demo
 from demo.show import Show

@@ -10,26 +10,33 @@ image (ten seconds more), so that a change of the agent costs only the second.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
-import os
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from demo.building import (
+    REPOSITORY,
+    SUITE,
+    BuildError,
+    Report,
+    files,
+    hash_of,
+    host_apt_settings,
+    mirrors,
+    replace,
+    run,
+)
+
 HERE = REPOSITORY / "demo"
 GRUB = Path("/usr/lib/grub/i386-pc")
 
-SUITE = "bookworm"
-PYTHON_VERSION = "3.11"  # that suite's
+PYTHON_VERSION = "3.11"  # the suite's
 PACKAGES = (
     "linux-image-cloud-amd64",
     "initramfs-tools",
@@ -50,30 +57,24 @@ ENABLED = ("orders", "understudy-enroll", "understudy-agent", "systemd-networkd"
 # Needless on a server that is booted many times under software emulation, where starting any process costs.
 MASKED = HERE / "masked.txt"
 
-Report = Callable[[str], None]
-
-
-class BuildError(Exception):
-    """The image cannot be built; the text says why, and the way out."""
-
 
 def build(cache: Path, report: Report = lambda line: None) -> Path:
     """The image's path. `report` is told what is going on, a line at a time. Raises BuildError."""
     if platform.machine() != "x86_64":
         raise BuildError(f"the demonstration's server is x86-64, and this machine is {platform.machine()}")
     cache.mkdir(parents=True, exist_ok=True)
-    base = cache / f"debian-{_hash(_base_inputs())}.tar"
-    image = cache / f"server-{_hash([base.name.encode(), *_image_inputs()])}.raw"
+    base = cache / f"debian-{hash_of(_base_inputs())}.tar"
+    image = cache / f"server-{hash_of([base.name.encode(), *_image_inputs()])}.raw"
     with tempfile.TemporaryDirectory(prefix="building-", dir=cache) as folder:
         work = Path(folder)
         if not image.exists() and not base.exists():
             report("making a Debian tree with mmdebstrap (about a minute)")
             _make_base(work / "base.tar", work)
-            _replace(work / "base.tar", base, "debian-*.tar")
+            replace(work / "base.tar", base, "debian-*.tar")
         if not image.exists():
             report("putting the agent and the application in, and making it boot")
             _make_image(base, work / "image.raw", work)
-            _replace(work / "image.raw", image, "server-*.raw")
+            replace(work / "image.raw", image, "server-*.raw")
     return image
 
 
@@ -91,17 +92,15 @@ def _make_base(out: Path, work: Path) -> None:
     command += [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in LEFT_OUT]
     # initramfs-tools finds its configuration there before it is installed, and is to keep it
     command += ["--dpkgopt=force-confold", f"--essential-hook=tar-in {shlex.quote(str(overlay))} /"]
-    command += [f"--aptopt={line}" for line in _host_apt_settings()]
+    command += [f"--aptopt={line}" for line in host_apt_settings()]
     command += ["--customize-hook=rm -f $1/etc/apt/apt.conf.d/99mmdebstrap $1/etc/dpkg/dpkg.cfg.d/99mmdebstrap"]
-    sources = Path("/etc/apt/sources.list.d/debian.sources")
-    mirrors = [str(sources)] if sources.exists() and SUITE in sources.read_text() else []
-    _run([*command, SUITE, str(out), *mirrors])
+    run([*command, SUITE, str(out), *mirrors()])
 
 
 def _make_image(base: Path, image: Path, work: Path) -> None:
     tree = work / "tree"
     tree.mkdir()
-    _run(
+    run(
         ["tar", "--extract", "--preserve-permissions", "--numeric-owner", "--file", base, "--directory", tree],
         owner=True,
     )
@@ -109,7 +108,7 @@ def _make_image(base: Path, image: Path, work: Path) -> None:
         _fill(tree, work)
         _write_disk(tree, image, work)
     finally:
-        _run(["rm", "-rf", tree], owner=True)  # what belongs to mapped users only the mapped root can remove
+        run(["rm", "-rf", tree], owner=True)  # what belongs to mapped users only the mapped root can remove
 
 
 def _fill(tree: Path, work: Path) -> None:
@@ -140,12 +139,12 @@ def _fill(tree: Path, work: Path) -> None:
             "etc/systemd/system/getty.target.wants/serial-getty@ttyS0.service": f"{SYSTEMD}/serial-getty@.service",
         },
     )
-    _run(
+    run(
         ["tar", "--extract", "--preserve-permissions", "--numeric-owner", "--file", overlay, "--directory", tree],
         owner=True,
     )
-    _run(["mkdir", tree / "dev"], owner=True)  # empty: device nodes need real root, and the kernel brings its own
-    _run(["chroot", tree, "python3", "-m", "compileall", "-q", "/opt/understudy-agent", "/opt/orders"], owner=True)
+    run(["mkdir", tree / "dev"], owner=True)  # empty: device nodes need real root, and the kernel brings its own
+    run(["chroot", tree, "python3", "-m", "compileall", "-q", "/opt/understudy-agent", "/opt/orders"], owner=True)
 
 
 def _unit(name: str) -> str:
@@ -166,7 +165,7 @@ def _install_wheels(folder: Path) -> None:
     """The agent's dependencies, as pyproject.toml names them, for the image's Python rather than this one."""
     dependencies = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
     platforms = [f"--platform={name}_x86_64" for name in ("manylinux2014", "manylinux_2_28", "manylinux_2_34")]
-    _run([
+    run([
         sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile",
         f"--python-version={PYTHON_VERSION}", *platforms, "--only-binary=:all:", f"--target={folder}", *dependencies,
     ])  # fmt: skip
@@ -176,8 +175,8 @@ def _write_disk(tree: Path, image: Path, work: Path) -> None:
     """A disk with an MBR, GRUB in the gap after it, and one ext4 partition."""
     with image.open("wb") as file:
         file.truncate(DISK_BYTES)
-    _run(["sfdisk", "--quiet", image], stdin=f"label: dos\n{PARTITION_OFFSET_BYTES // 512},,L,*\n")
-    _run([
+    run(["sfdisk", "--quiet", image], stdin=f"label: dos\n{PARTITION_OFFSET_BYTES // 512},,L,*\n")
+    run([
         "mke2fs", "-q", "-t", "ext4", "-L", "rootfs", "-U", FILESYSTEM_UUID, "-E", f"offset={PARTITION_OFFSET_BYTES}",
         "-d", tree, image, f"{(DISK_BYTES - PARTITION_OFFSET_BYTES) // 1024}k",
     ], owner=True)  # fmt: skip
@@ -194,7 +193,7 @@ def _write_disk(tree: Path, image: Path, work: Path) -> None:
         "echo",
         "boot",
     ]
-    _run(["grub-mkimage", "-O", "i386-pc", "-o", core, "-p", "(hd0,msdos1)/boot/grub", *modules])
+    run(["grub-mkimage", "-O", "i386-pc", "-o", core, "-p", "(hd0,msdos1)/boot/grub", *modules])
     if core.stat().st_size > PARTITION_OFFSET_BYTES - 512:
         raise BuildError("GRUB's core image does not fit before the first partition")
     with image.open("r+b") as file:
@@ -209,7 +208,7 @@ def _write_tar(
     """A tar file of folders and texts, all root's and readable by all; a script's execute bit is kept."""
     with tarfile.open(out, "w") as tar:
         for prefix, folder in folders:
-            for path in _files(folder):
+            for path in files(folder):
                 entry = tar.gettarinfo(path, str(Path(prefix, path.relative_to(folder))))
                 entry.uid = entry.gid = 0
                 entry.uname = entry.gname = "root"
@@ -226,15 +225,9 @@ def _write_tar(
             tar.addfile(entry)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            yield path
-
-
 def _base_inputs() -> Iterator[bytes]:
     yield repr((SUITE, PACKAGES, LEFT_OUT)).encode()
-    for path in _files(HERE / "guest/etc/initramfs-tools"):
+    for path in files(HERE / "guest/etc/initramfs-tools"):
         yield path.read_bytes()
 
 
@@ -242,48 +235,12 @@ def _image_inputs() -> Iterator[bytes]:
     folders = [HERE / "guest", HERE / "orders", REPOSITORY / "agent"]
     for path in [
         Path(__file__),
+        HERE / "building.py",
         REPOSITORY / "pyproject.toml",
-        *(path for folder in folders for path in _files(folder)),
+        *(path for folder in folders for path in files(folder)),
     ]:
         yield str(path.relative_to(REPOSITORY)).encode()
         yield path.read_bytes()
-
-
-def _hash(parts: Iterator[bytes] | list[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()[:16]
-
-
-def _replace(made: Path, kept: Path, older: str) -> None:
-    """Put what was made into the cache, where it takes the place of its predecessors."""
-    for path in kept.parent.glob(older):
-        path.unlink()
-    made.rename(kept)
-
-
-def _host_apt_settings() -> list[str]:
-    """What this machine's apt needs to reach its mirror (a proxy, say) the image's building needs too."""
-    names = ["Acquire::http::Proxy", "Acquire::https::Proxy", "Acquire::Check-Valid-Until", "Acquire::Check-Date"]
-    if shutil.which("apt-config") is None:
-        return []
-    return _run(["apt-config", "dump", "--no-empty", *names]).splitlines()
-
-
-def _run(command: list[str | Path], *, stdin: str = "", owner: bool = False) -> str:
-    """Run a tool; returns its output. `owner`: as root, or as a user namespace's root. Raises BuildError."""
-    if owner and os.geteuid() != 0:
-        command = ["unshare", "--user", "--map-root-user", "--map-auto", "--", *command]
-    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "LC_ALL": "C.UTF-8"}
-    try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, umask=0o022)
-    except FileNotFoundError:
-        raise BuildError(f"{command[0]} is not installed; run: make setup") from None
-    if done.returncode != 0:
-        last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-8:])
-        raise BuildError(f"{command[0]} failed (exit {done.returncode}):\n{last}")
-    return done.stdout
 
 
 def main() -> int:

@@ -7,7 +7,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from demo.image import PARTITION_OFFSET_BYTES, BuildError
+from demo.building import BuildError
+from demo.image import PARTITION_OFFSET_BYTES
 
 
 def inject(image: Path, path: str, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import Any
 
 from agent.protocol.errors import Conflict, NotFound
@@ -57,6 +58,11 @@ def plan_failback(failover_run: Run, server: Server, ids: Ids, now: float, grace
         created_at=now,
         failover_run=failover_run.id,
     )
+
+
+def point_to_copy(steps: Sequence[Step]) -> str:
+    """What an `await_pull` after these steps waits for: the newest point that they made."""
+    return next(str(step.result["point"]) for step in reversed(steps) if step.action in ("take_point", "capture"))
 
 
 def _steps(run_id: str, failover_run: Run, launch: Step, name: str, grace_seconds: float) -> list[Step]:

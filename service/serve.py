@@ -32,8 +32,10 @@ from recovery.scripts import Scripts
 from recovery.sites.local import LocalSite, accel
 from service.api.agents import AgentHttp
 from service.api.drills import DrillHttp
+from service.api.homeward import homeward_route
 from service.api.middleware import agents_by_certificate, errors_as_json, operators_by_token
 from service.api.operators import OperatorHttp, tenant_of
+from service.api.pairing import PairingHttp
 from service.api.plans import PlanHttp
 from service.api.runs import RunHttp
 from service.bell import Bell
@@ -45,6 +47,7 @@ from service.estate import Sources
 from service.files import write_private
 from service.identity.enrolment import Enrolment
 from service.identity.gatekeeper import Gatekeeper, server_of
+from service.identity.pairing import Pairings
 from service.identity.sightings import Sightings
 from service.leftovers import KEEP_EVIDENCE_DAYS, Leftovers
 from service.listening import in_one_line, in_url, listen
@@ -185,6 +188,8 @@ async def _serve(options: ServeOptions) -> None:
                 enrolment, gatekeeper, servers, commands, audit, bell, sightings, options.interval_seconds
             ).routes()
         )
+        app.add_routes(PairingHttp(Pairings(), enrolment, servers, audit, bell).routes())
+        app.add_routes([homeward_route(servers, runs)])
         app.add_routes(ReceiverHttp(receiver, reader, gatekeeper, threads).routes())
         app.add_routes(PointHttp(receiver, reader, points, slow_threads, tenant_of).routes())
         records = Records(

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "recovery": ("recovery", "agent.protocol"),
     "service": ("service", "recovery", "agent.protocol"),
 }
-OURS = ("agent", "recovery", "service", "demo", "bench", "tests")
+OURS = ("agent", "recovery", "service", "demo", "rescue", "bench", "tests")
 NOT_IN_RECOVERY = ("sqlalchemy", "alembic", "aiohttp")
 NOT_IN_AGENT = ("sqlalchemy", "alembic", "yaml")
 

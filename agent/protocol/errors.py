@@ -11,7 +11,8 @@
     ├── TransportError        the other side could not be reached, or the line was cut   (retryable)
     ├── TrustError            the other side is not who it should be, or its certificate is out of date
     ├── AuthError             who asks may not do this
-    │   └── TokenError
+    │   ├── TokenError
+    │   └── PairingError
     ├── ProtocolError         the bytes received are not what the protocol allows
     │   ├── BadFrame
     │   ├── BadMessage
@@ -143,6 +144,11 @@ class TokenError(AuthError):
     code = "token"
     http_status = 401
     default_hint = "ask for a new one: understudy enroll-token"
+
+
+class PairingError(AuthError):
+    code = "pairing"
+    default_hint = "the machine shows another code soon: type that one"
 
 
 class ProtocolError(UnderstudyError):

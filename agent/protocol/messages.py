@@ -60,6 +60,52 @@ class RenewReply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairingOpened:
+    """What a machine that shows a code is told: under which id it asks for more, and how long the code is good."""
+
+    pairing: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairingLook:
+    """The machine asks whether its code was typed; held so long. `refuse`: the code is worthless, forget it."""
+
+    wait_seconds: int = 0
+    refuse: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairingStanding:
+    """`element` and `proof` are the service's answer, once an operator typed the code."""
+
+    element: str | None = None
+    proof: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairingProof:
+    proof: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairingSealed:
+    """`sealed` is hex; opened by the machine alone, it is a PairingGrant as JSON."""
+
+    sealed: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairingGrant:
+    """A one-time enrolment token, which carries the CA's fingerprint; what the machine is enrolled for; and the
+    service's clock in seconds since 1970, for a machine whose own was lost."""
+
+    token: str
+    server: str
+    now: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeDeclaration:
     """One source volume as the agent sees it now. `path` is its identity; the order is the boot order."""
 
@@ -198,6 +244,19 @@ class PulledReport:
     root: str
     machine_id: str
     received_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HomewardReply:
+    """What a repair target has to do for its server's failback. `action`: `none` (none is under way), `wait`, `pull`
+    (all volumes of `point`), `boot` (the same, and then start from the disks written). `words` say to a person what is
+    going on."""
+
+    action: str
+    words: str
+    run: str | None = None
+    stage: str | None = None
+    point: str | None = None
 
 
 def to_json(message: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from agent.protocol.errors import Conflict, NotFound, RecoveryError
 from recovery.actions.boot import repair_job
 from recovery.actions.context import StepContext, giving_way
-from recovery.runs import Step
+from recovery.homeward import point_to_copy
 from recovery.sites.contract import Instance, InstanceState
 
 STOP_REPEAT_SECONDS = 10.0
@@ -49,7 +49,7 @@ def take_point(context: StepContext) -> dict[str, Any]:
 
 def await_pull(context: StepContext) -> dict[str, Any]:
     """No time limit: somebody repairs a machine meanwhile."""
-    point_id = _point_before(context.run.steps[: context.position])
+    point_id = point_to_copy(context.run.steps[: context.position])
     point = next((point for point in context.control.points(context.server_id) if point.id == point_id), None)
     if point is None:
         raise NotFound(f"point {point_id} of {context.server} is gone", "call this failback off and begin a new one")
@@ -68,13 +68,9 @@ def await_pull(context: StepContext) -> dict[str, Any]:
     }
 
 
-def _point_before(steps: Sequence[Step]) -> str:
-    return next(str(step.result["point"]) for step in reversed(steps) if step.action in ("take_point", "capture"))
-
-
 def _pull_commands(point_id: str, volumes: Sequence[int]) -> str:
     commands = [f"understudy-agent pull {point_id} --volume {index} --onto DISK --yes" for index in volumes]
-    return "\n".join(["on the repaired machine, run:", *commands])
+    return "\n".join(["on the repaired machine (the rescue image does it of its own accord), run:", *commands])
 
 
 def shut_down(context: StepContext) -> dict[str, Any]:

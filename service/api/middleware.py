@@ -26,6 +26,7 @@ from service.identity.gatekeeper import AGENT, Gatekeeper
 
 AGENT_PREFIX = "/agent/v1/"
 ENROLL_PATH = AGENT_PREFIX + "enroll"
+PAIRING_PREFIX = AGENT_PREFIX + "pairings"
 OPERATOR_PREFIX = "/api/v1/"
 _TOKEN_HINT = "the operator's token lies in the service's data folder: admin-token"  # noqa: S105  # where it lies
 
@@ -55,7 +56,8 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
 
 
 def agents_by_certificate(gatekeeper: Gatekeeper) -> Middleware:
-    """Everything under /agent/v1 but enrolment is for agents whose certificate we know, in a version we speak."""
+    """Everything under /agent/v1 but enrolment and pairing is for agents whose certificate we know, in a version we
+    speak."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -64,7 +66,7 @@ def agents_by_certificate(gatekeeper: Gatekeeper) -> Middleware:
             if version != str(PROTOCOL_VERSION):
                 said = f"protocol {version}" if version else "no protocol version"
                 raise VersionMismatch(f"this service speaks protocol {PROTOCOL_VERSION}, the request says {said}")
-            if request.path != ENROLL_PATH:
+            if request.path != ENROLL_PATH and not request.path.startswith(PAIRING_PREFIX):
                 serial = gatekeeper.serial_of(request)
                 known = gatekeeper.recognize(serial)
                 request[AGENT] = known or await asyncio.to_thread(gatekeeper.identify, serial)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.protocol.errors import UnderstudyError
-from service.cli import arrows, drills, plans, points, runs, seed, verify
+from service.cli import arrows, drills, pairing, plans, points, runs, seed, verify
 
 OURS = ("agent", "recovery", "service")
 _WHOLE_INSTALL = "this is the agent's install; for the service: pip install 'understudy[service]'"
@@ -150,6 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     token.add_argument("--name", metavar="SERVER", help="the server's name (else: the machine's host name)")
     token.add_argument("--expires-hours", metavar="N", type=float, default=24.0)
 
+    pairing.register(commands.add)
     commands.add("servers", points.list_servers, "what is protected, and how far behind it is", "servers")
     listing = commands.add("points", points.list_points, "a server's recovery points, newest first", "points web01")
     listing.add_argument("server", metavar="SERVER")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.image import PARTITION_OFFSET_BYTES, BuildError
+from demo.building import BuildError
+from demo.image import PARTITION_OFFSET_BYTES
 from demo.inject import inject, read_back
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"

@@ -81,10 +81,11 @@ def test_it_says_the_exact_commands_for_the_volumes_that_are_still_missing(world
     assert world.perform(back).state is RunState.SUCCEEDED
     told = list(dict.fromkeys(text for text in said if text))
     assert told == [
-        "on the repaired machine, run:\n"
+        "on the repaired machine (the rescue image does it of its own accord), run:\n"
         "understudy-agent pull p-two --volume 0 --onto DISK --yes\n"
         "understudy-agent pull p-two --volume 1 --onto DISK --yes",
-        "on the repaired machine, run:\nunderstudy-agent pull p-two --volume 1 --onto DISK --yes",
+        "on the repaired machine (the rescue image does it of its own accord), run:\n"
+        "understudy-agent pull p-two --volume 1 --onto DISK --yes",
     ]
 
 

@@ -81,6 +81,13 @@ def test_without_apt_the_packages_are_named_and_the_demonstration_ends(machine: 
     assert "the demonstration needs them" in words
 
 
+def test_the_rescue_image_names_what_it_needs_and_ends(machine: Machine) -> None:
+    code, words = machine.setup("rescue")
+    assert code == 1
+    assert {"xorriso", "mmdebstrap", "mtools"} <= set(words.split())
+    assert "the rescue image needs them" in words
+
+
 def test_without_apt_tests_go_on_and_say_what_becomes_of_those_that_need_more(machine: Machine) -> None:
     code, words = machine.setup("test")
     assert code == 0

@@ -1,0 +1,1 @@
+"""The rescue program: what a machine without a system runs to become a server again."""
