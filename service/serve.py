@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import functools
+import gc
 import hashlib
 import json
 import logging
@@ -245,6 +246,8 @@ async def _serve(options: ServeOptions) -> None:
             asyncio.create_task(keep_checking(book, plans, audit, slow_threads)),
             asyncio.create_task(keep_drilling(reaper, rounds)),
         ]
+        gc.collect()
+        gc.freeze()  # what is here now stays to the end, and need not be looked through again and again
         print(f"ready {url}", flush=True)
         log.info("ready at %s, data in %s", url, data)
         if reason := worker.unavailable():
