@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -42,10 +43,23 @@ def hash_piece(grid: BlockGrid, piece: memoryview) -> bytes:
     return b"".join(block_digest(piece[at : at + size]) for at in range(0, len(piece), size))
 
 
+class _Shared(Iterator[T]):
+    """An iterator that any thread may take from."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = iter(items)
+        self._lock = threading.Lock()
+
+    def __next__(self) -> T:
+        with self._lock:
+            return next(self._items)
+
+
 async def share_out(pieces: Iterable[T], work: Callable[[Iterator[T], memoryview], Coroutine[Any, Any, None]]) -> None:
     """Let a few workers take pieces from one iterator, each with an aligned buffer of its own for PIECE_BYTES, so that
-    disk, processors and line are busy at once. Raises what the first to fail raised; the others are cancelled."""
-    shared = iter(pieces)
+    disk, processors and line are busy at once. The iterator may be taken from in threads. Raises what the first to
+    fail raised; the others are cancelled."""
+    shared = _Shared(pieces)
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(WORKERS):

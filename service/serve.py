@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import hashlib
 import json
 import logging
@@ -264,6 +265,8 @@ async def _serve(options: ServeOptions) -> None:
             asyncio.create_task(keep_checking(book, plans, audit, slow_threads)),
             asyncio.create_task(keep_drilling(reaper, rounds, leftovers)),
         ]
+        gc.collect()
+        gc.freeze()  # what is here now stays to the end, and need not be looked through again and again
         print(f"ready {url}", flush=True)
         log.info("ready at %s, data in %s", url, data)
         if reason := worker.unavailable():

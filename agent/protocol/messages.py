@@ -181,19 +181,23 @@ class VolumeStanding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeginReply:
-    """`session` is also the id that the recovery point will have."""
+    """`session` is also the id that the recovery point will have. `offers`: False where nothing could be copied, so
+    that blocks which are zero at the replica may be sent without being offered."""
 
     session: str
     epoch: int
     volumes: list[VolumeStanding]
+    offers: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlocksReply:
-    """`mismatched`: patched blocks that did not come out as announced; nothing of them was written."""
+    """`mismatched`: patched blocks that did not come out as announced; nothing of them was written. `offers` as in
+    BeginReply, from now on."""
 
     written_blocks: int
     mismatched: list[int] = field(default_factory=list)
+    offers: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,8 @@ from agent.pieces import PIECE_BYTES
 
 BATCH_SECONDS = 1.0
 """What a request takes, at most: a cut costs the requests under way, and they share the line."""
+KEPT_SHARE = 4
+"""A piece of which less than a quarter changed is not sent for itself: its changes wait until there are more."""
 FIRST_BATCH_BYTES = 256 << 10
 LEAST_BATCH_BYTES = 64 << 10
 DEFAULT_LEVEL = 2

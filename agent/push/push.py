@@ -26,6 +26,7 @@ from agent.protocol.messages import (
 )
 from agent.push.bring import Bringer, Tally
 from agent.push.instant import Instant, Watched, reach_instant
+from agent.push.unasked import Unasked
 from agent.push.volume import VolumePush
 from agent.state import Position, State
 from agent.tracking.tracker import ChangeTracker, open_tracker
@@ -120,10 +121,10 @@ class _Attempt:
             begun = await self._begin(grids)
             watched = [self._watch(source, resources) for source in sources]
             for index, (one, standing) in enumerate(zip(watched, begun.volumes, strict=True)):
-                one.volume.bringer = Bringer(
-                    index, one.volume.held, self._client, self._threads, self._tally, begun.session
-                )
-                resources.callback(one.volume.held.close)
+                held = one.volume.held
+                one.volume.bringer = Bringer(index, held, self._client, self._threads, self._tally, begun.session)
+                one.volume.unasked = Unasked(index, held, self._client, self._tally, begun.session, offers=begun.offers)
+                resources.callback(held.close)
                 await one.volume.send_all(trust_held=self._recall(index, one.volume, standing))
             for source in sources:
                 source.check_unchanged()

@@ -9,20 +9,40 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from dataclasses import dataclass
 
 from agent.pieces import PIECE_BYTES, hash_piece, piece_blocks, pieces_with_data, share_out
 from agent.protocol.digests import DIGEST_BYTES, ZERO_DIGEST, DigestMap
 from agent.protocol.grid import BlockGrid
 from agent.push.bring import Bringer, Tally
 from agent.push.changes import Change
+from agent.push.packing import KEPT_SHARE
+from agent.push.unasked import Unasked
 from agent.volumes.source import SourceVolume, aligned_buffer
 
-KEPT_SHARE = 4
-"""A piece of which less than a quarter changed is not sent for itself: its changes wait until there are more."""
 KEPT_BYTES = 16 << 20
 KEPT_BLOCKS = 4096
 """The most that wait, in content, and in blocks with those of zeros."""
 SCATTERED_AT_ONCE = 2
+
+
+PIECES_AT_ONCE = 16
+"""The most that a thread looks at before the event loop hears of it."""
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(slots=True)
+class _Look:
+    """What a thread found: pieces that are as they were, and then perhaps one that is not, `passed_bytes` of disk in
+    all, `read_bytes` of it no holes. `parcel`: the body that brings that piece, if it may go without being offered."""
+
+    passed_bytes: int = 0
+    read_bytes: int = 0
+    piece: range | None = None
+    digests: bytes = b""
+    parcel: list[Buffer] | None = None
+    ended: bool = False
 
 
 class _Scattered:
@@ -44,7 +64,8 @@ class _Scattered:
 
 
 class VolumePush:
-    """Reading and hashing run on `threads`; the calls are for one event loop. `bringer` must be set before sending."""
+    """Reading and hashing run on `threads`; the calls are for one event loop. `bringer` and `unasked` must be set
+    before sending."""
 
     def __init__(
         self,
@@ -60,6 +81,7 @@ class VolumePush:
         self.grid: BlockGrid = held.grid
         self.held = held
         self.bringer: Bringer
+        self.unasked: Unasked
         self._threads = threads
         self._tally = tally
         self._on_progress = on_progress
@@ -83,6 +105,7 @@ class VolumePush:
         buffer = aligned_buffer(PIECE_BYTES)
         for blocks in self.grid.covering(ranges, piece_blocks(self.grid)):
             digests = self._read_and_hash(blocks, buffer)
+            self._tally.read_bytes += self.grid.span(blocks)[1]
             for index in self._differing(blocks, digests):
                 change = self._change(blocks, index, digests, buffer).kept(self.grid)
                 found.append(change)
@@ -107,31 +130,57 @@ class VolumePush:
         turns = asyncio.Semaphore(SCATTERED_AT_ONCE)
 
         async def worker(shared: Iterator[tuple[range, bool]], buffer: memoryview) -> None:
-            for blocks, has_data in shared:
-                if has_data:
-                    loop = asyncio.get_running_loop()
-                    digests = await loop.run_in_executor(self._threads, self._read_and_hash, blocks, buffer)
-                else:
-                    digests = bytes(len(blocks) * DIGEST_BYTES)
-                indices = self._differing(blocks, digests) if trust_held else list(blocks)
-                changes = [self._change(blocks, index, digests, buffer) for index in indices]
-                if sum(change.source is not None for change in changes) * KEPT_SHARE < len(blocks):
-                    scattered.keep(changes, self.grid)
-                    if scattered.size_bytes >= KEPT_BYTES or len(scattered.changes) >= KEPT_BLOCKS:
-                        together = scattered.taken()
-                        async with turns:
-                            await self.bringer.bring(together)
-                else:
-                    await self.bringer.bring(changes)
-                self._on_progress(self.grid.span(blocks)[1])
+            loop = asyncio.get_running_loop()
+            while True:
+                look = await loop.run_in_executor(self._threads, self._look, shared, buffer, trust_held)
+                self._tally.read_bytes += look.read_bytes
+                if look.piece is not None:
+                    await bring(look.piece, look.digests, look.parcel, buffer)
+                self._on_progress(look.passed_bytes)
+                if look.ended:
+                    return
+
+        async def bring(blocks: range, digests: bytes, parcel: list[Buffer] | None, buffer: memoryview) -> None:
+            if parcel is not None:
+                await self.unasked.send(blocks, digests, parcel)
+                return
+            indices = self._differing(blocks, digests) if trust_held else list(blocks)
+            changes = [self._change(blocks, index, digests, buffer) for index in indices]
+            if sum(change.source is not None for change in changes) * KEPT_SHARE < len(blocks):
+                scattered.keep(changes, self.grid)
+                if scattered.size_bytes >= KEPT_BYTES or len(scattered.changes) >= KEPT_BLOCKS:
+                    together = scattered.taken()
+                    async with turns:
+                        await self.bringer.bring(together)
+            else:
+                await self.bringer.bring(changes)
 
         await share_out(pieces, worker)
         await self.bringer.bring(scattered.taken())
 
+    def _look(self, shared: Iterator[tuple[range, bool]], buffer: memoryview, trust_held: bool) -> _Look:
+        """Take pieces until one has to be brought, in one thread: what did not change costs no more than reading it."""
+        look = _Look()
+        for _ in range(PIECES_AT_ONCE):
+            piece = next(shared, None)
+            if piece is None:
+                look.ended = True
+                break
+            blocks, has_data = piece
+            length = self.grid.span(blocks)[1]
+            digests = self._read_and_hash(blocks, buffer) if has_data else bytes(len(blocks) * DIGEST_BYTES)
+            look.read_bytes += length * has_data
+            look.passed_bytes += length
+            if not trust_held or self.held.run(blocks) != digests:
+                look.piece, look.digests = blocks, digests
+                if trust_held:
+                    look.parcel = self.unasked.packed(blocks, digests, buffer[:length])
+                break
+        return look
+
     def _read_and_hash(self, blocks: range, buffer: memoryview) -> bytes:
         offset, length = self.grid.span(blocks)
         self.source.read_into(buffer[:length], offset)
-        self._tally.read_bytes += length
         return hash_piece(self.grid, buffer[:length])
 
     def _differing(self, blocks: range, digests: bytes) -> list[int]:

@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.protocol.digests import DIGEST_BYTES
-from agent.protocol.errors import (
-    BadMessage,
-    NotFound,
-    RootMismatch,
-    SessionUnknown,
-    StorageError,
-    StorageFull,
-)
+from agent.protocol.errors import BadMessage, NotFound, RootMismatch, SessionUnknown, StorageError, StorageFull
 from agent.protocol.frames import Kind, decode_single
 from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import (
@@ -102,6 +95,8 @@ class Receiver:
     def recover(self) -> None:
         """At start: end what a crash cut, and make the rows say what the site holds."""
         manifests = self.archive.recover()
+        if not manifests:
+            self.dedupe.begin_empty()
         listed = set(self._rows.all_ids())
         lost = {manifest.server_id for manifest in manifests if manifest.point.id not in listed}
         self._rows.restore([manifest for manifest in manifests if manifest.server_id in lost])
@@ -125,9 +120,10 @@ class Receiver:
             self._check_space(sum(grid.count for grid in grids) * DIGEST_BYTES)  # what the maps will take at once
             self.finish_interrupted(server.id)
             session = self.open_session(new_point_id(), server, request.machine_id, request.volumes, grids)
+            session.offers = self.dedupe.may_copy(session)
             standing = [VolumeStanding(root=head.digests.root().hex(), point=session.parent) for head in session.heads]
         log.info("push %s of %s begins", session.id, server.name)
-        return BeginReply(session=session.id, epoch=server.epoch, volumes=standing)
+        return BeginReply(session=session.id, epoch=server.epoch, volumes=standing, offers=session.offers)
 
     def offer(
         self, server_id: str, session_id: str, volume: int, body: bytes | bytearray, *, with_sums: bool = False
@@ -156,7 +152,8 @@ class Receiver:
                     written += patched
                 if not mismatched:
                     self.dedupe.note(session, volume, frame)
-        return BlocksReply(written_blocks=written, mismatched=mismatched)
+        session.offers = session.offers or self.dedupe.has_others(session)
+        return BlocksReply(written_blocks=written, mismatched=mismatched, offers=session.offers)
 
     def commit(
         self, server_id: str, session_id: str, authorize: Callable[[str], Server], request: CommitRequest

@@ -39,6 +39,8 @@ class PushSession:
     declared: list[VolumeDeclaration]
     heads: list[Head]
     parent: str | None
+    offers: bool = True
+    """Something may be copied into its volumes from elsewhere in the tenant."""
     state: SessionState = SessionState.OPEN
     active_at: float = field(default_factory=time.monotonic)
     ended_because: str = ""
@@ -183,6 +185,11 @@ class SessionRegistry:
                 self._ended[session.id] = because
                 while len(self._ended) > 1000:
                     self._ended.pop(next(iter(self._ended)))
+
+    def alone(self, session: PushSession) -> bool:
+        """Is nobody else of the same tenant being pushed?"""
+        with self._lock:
+            return not any(other.tenant == session.tenant for other in self._of_server.values() if other is not session)
 
     def all(self, wanted: Callable[[PushSession], bool] = lambda _: True) -> list[PushSession]:
         with self._lock:

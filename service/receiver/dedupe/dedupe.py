@@ -31,6 +31,7 @@ class Dedupe:
         self._site = site
         self._archive = archive
         self._sources = Sources(archive, points, lambda server_id: sessions.server_lock(server_id).locked())
+        self._sessions = sessions
         self._copies = Copies(self._sources, sessions.current, check_space)
         self._refilling: threading.Thread | None = None
         self._stop = threading.Event()
@@ -39,6 +40,21 @@ class Dedupe:
         """These blocks were written to a working state."""
         if self._index is not None:
             self._index.add(session.tenant, session.server_id, volume, frame.indices, frame.digests)
+
+    def begin_empty(self) -> None:
+        """There are no points, so there is nothing that the index would have to be filled from."""
+        if self._index is not None:
+            self._index.end_refill()
+
+    def may_copy(self, session: PushSession) -> bool:
+        """Does the tenant have anything that a push which begins could copy?"""
+        if self._index is None:
+            return False
+        return self._index.wants_refill or self._index.knows(session.tenant) or self.has_others(session)
+
+    def has_others(self, session: PushSession) -> bool:
+        """Is anybody else of the same tenant pushing what could be copied?"""
+        return self._index is not None and not self._sessions.alone(session)
 
     def copy(self, session: PushSession, volume: int, frame: Frame, answers: bytearray) -> None:
         """Turn LACKING into COPIED where the tenant has the block elsewhere. Inside of one of the session's requests.

@@ -121,6 +121,19 @@ class ContentIndex:
         """Is most of it likely to be of content that is gone?"""
         return self.entries > 2 * (self._live() or 0) + SPARE_ENTRIES
 
+    def knows(self, tenant: str) -> bool:
+        """Is there any hint for the tenant?"""
+        number = self._numbers.get(f"tenant {tenant}")
+        if number is None:
+            return False
+        prefix = _NUMBER.pack(number)
+        try:
+            with self._environment.begin(db=self._hints) as transaction, transaction.cursor() as cursor:
+                return bool(cursor.set_range(prefix)) and bytes(cursor.key()).startswith(prefix)
+        except lmdb.Error as error:
+            self._rest(error)
+            return False
+
     def find(self, tenant: str, digests: Sequence[bytes]) -> list[Place | None]:
         """For each digest, where the tenant may have such a block."""
         number = self._numbers.get(f"tenant {tenant}")
