@@ -58,8 +58,12 @@ class Patch:
 
     @classmethod
     def of(cls, index: int, digest: bytes, block: memoryview, pages: Sequence[int]) -> Patch:
-        """Those `pages` of `block`, whose digest is `digest`."""
-        return cls(index, digest, pages, [block[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] for page in pages])
+        """Those `pages` of `block`, whose digest is `digest`; copies, so that the block's memory is free again."""
+        return cls(index, digest, pages, [bytes(block[page * PAGE_BYTES : (page + 1) * PAGE_BYTES]) for page in pages])
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self.contents))
 
     def apply(self, block: bytearray | memoryview) -> None:
         """Put the pages into an older block."""
