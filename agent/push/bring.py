@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 from agent.client import ServiceClient
 from agent.protocol.digests import ZERO_DIGEST, DigestMap
 from agent.protocol.errors import BadMessage, DigestMismatch
-from agent.protocol.frames import Answer, blocks_frame, encode_offer
+from agent.protocol.frames import Answer, blocks_frame
 from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import BlocksReply
-from agent.protocol.pages import SUM_BYTES, Patch, differing_pages, encode_patches, page_count
+from agent.protocol.pages import Patch, differing_pages, encode_patches, page_count
 from agent.push.changes import Change, contents
+from agent.push.offers import Offers
 from agent.push.packing import PATCH_LEVEL, batch_bytes_for, level_for
 
 RATE_WEIGHT = 0.3
@@ -77,6 +78,7 @@ class Bringer:
         self._threads = threads
         self._tally = tally
         self._rate: float | None = None
+        self._offers = Offers(self._path, self._grid, client)
         self._patches = _Waiting()
         self._wrong: list[int] = []
 
@@ -85,22 +87,19 @@ class Bringer:
         some may wait, as copies, for `finish`; none do if they are to go `whole`."""
         if not changes:
             return
-        offer = encode_offer([change.index for change in changes], b"".join(change.digest for change in changes))
-        answer = await self._client.call("POST", f"{self._path}/offer{'' if whole else '?sums=1'}", [offer])
-        answers, sums = answer[: len(changes)], answer[len(changes) :]
-        if len(answers) != len(changes):
-            raise BadMessage(f"the receiver answered {len(answers)} of {len(changes)} blocks that were offered")
-        said = list(zip(changes, answers, strict=True))
-        lacking = [change for change, answer in said if answer in (Answer.LACKING, Answer.DIFFERS)]
-        if any(change.source is None for change in lacking):
-            raise BadMessage("the receiver asks for the content of a block of zeros")
-        alike = [change for change, answer in said if answer == Answer.DIFFERS]
-        patches = await self._in_thread(self._patches_of, alike, sums) if alike or sums else {}
+        if whole or all(self._held[change.index] == ZERO_DIGEST for change in changes):
+            said = await self._offers.ask_apart(changes, with_sums=not whole)
+        else:
+            said = await self._offers.ask(changes)
+        answered = list(zip(changes, said, strict=True))
+        lacking = [change for change, one in answered if one.answer in (Answer.LACKING, Answer.DIFFERS)]
+        alike = [(change, one.sums) for change, one in answered if one.answer == Answer.DIFFERS]
+        patches = await self._in_thread(self._patches_of, alike) if alike else {}
         await self._send_whole([change for change in lacking if change.index not in patches], bool(alike))
-        for change, answered in said:
-            if answered == Answer.COPIED:
+        for change, one in answered:
+            if one.answer == Answer.COPIED:
                 self._tally.deduplicated_bytes += self._grid.length(change.index)
-            if answered != Answer.HAVE or (change.source is None and self._held[change.index] != ZERO_DIGEST):
+            if one.answer != Answer.HAVE or (change.source is None and self._held[change.index] != ZERO_DIGEST):
                 self._tally.changed_bytes += self._grid.length(change.index)
             if change.index not in patches:
                 self._held[change.index] = change.digest
@@ -116,19 +115,14 @@ class Bringer:
         wrong, self._wrong = self._wrong, []
         return sorted(wrong)
 
-    def _patches_of(self, alike: list[Change], sums: bytes) -> dict[int, Patch]:
-        """What to send of the blocks that are like those which the receiver has; the rest go whole."""
+    def _patches_of(self, alike: list[tuple[Change, bytes]]) -> dict[int, Patch]:
+        """What to send of blocks that are like those which the receiver has, by these sums; the rest go whole."""
         found = {}
-        at = 0
-        for change in alike:
+        for change, sums in alike:
             content = change.content(self._grid)
-            count = page_count(len(content))
-            pages = differing_pages(content, sums[at : at + count * SUM_BYTES])
-            at += count * SUM_BYTES
-            if 0 < len(pages) < count:
+            pages = differing_pages(content, sums)
+            if 0 < len(pages) < page_count(len(content)):
                 found[change.index] = Patch.of(change.index, change.digest, content, pages)
-        if at != len(sums):
-            raise BadMessage(f"the receiver named {len(sums)} bytes of sums, not {at}")
         return found
 
     async def _send_whole(self, changes: list[Change], among_patches: bool) -> None:

@@ -12,11 +12,14 @@ import pytest
 
 from agent.client import ServiceClient
 from agent.protocol.digests import DigestMap, block_digest
+from agent.protocol.errors import TransportError
 from agent.protocol.frames import Answer, Kind, decode_single
 from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import BlocksReply
 from agent.protocol.pages import PAGE_BYTES, page_sums
 from agent.push.bring import Bringer, Tally
+from agent.push.changes import Change
+from agent.push.offers import Offers, Said
 from agent.push.volume import VolumePush
 from agent.volumes.source import SourceVolume
 from tests.service.receiver.pushing import BLOCK, SERVER, Bench, Pusher
@@ -125,3 +128,70 @@ def test_blocks_whose_pages_were_wrongly_thought_to_be_there_go_whole(
     assert "offer" in client.requests, "what did not come out right is offered again, without patching"
     assert all(volume.held[index] == block_digest(fresh[:BLOCK]) for index in range(BLOCKS))
     assert bench.content(pusher.commit(session, fresh).id) == fresh
+
+
+class Slow(Client):
+    """A request begins, and others may begin to wait, before it is answered; or fails, if it is told to."""
+
+    failing = False
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench)
+        self.begun = asyncio.Event()
+
+    async def call(
+        self, method: str, path: str, body: Sequence[bytes | bytearray | memoryview], content_type: str = ""
+    ) -> bytes:
+        self.begun.set()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        if self.failing:
+            self.failing = False
+            raise TransportError("the line is down")
+        return await super().call(method, path, body, content_type)
+
+
+async def one_after_the_other(client: Slow, offers: Offers, *parts: list[Change]) -> list[list[Said] | BaseException]:
+    """The first is on its way when the others come."""
+    first = asyncio.create_task(offers.ask(parts[0]))
+    await client.begun.wait()
+    return await asyncio.gather(first, *map(offers.ask, parts[1:]), return_exceptions=True)
+
+
+def changes_of(image: bytes, *indices: int) -> list[Change]:
+    return [Change(index, block_digest(image[:BLOCK]), image[:BLOCK]) for index in indices]
+
+
+def test_what_is_offered_during_an_offer_goes_together_and_each_gets_its_own_answers(
+    bench: Bench, pusher: Pusher
+) -> None:
+    image = image_of(3)
+    pusher.push(image)
+    fresh = changed(image, 1)
+    client = Slow(bench)
+    session = pusher.begin(fresh).session
+
+    async def ask() -> list[list[Said] | BaseException]:
+        offers = Offers(f"/agent/v1/sessions/{session}/volumes/0", GRID, client)
+        parts = [(fresh, 9), (fresh, 7, 150), (image, 3), (fresh, 5, 8)]
+        return await one_after_the_other(client, offers, *[changes_of(of, *indices) for of, *indices in parts])
+
+    differs, have = Said(Answer.DIFFERS, page_sums(image[:BLOCK])), Said(Answer.HAVE)
+    assert asyncio.run(ask()) == [[differs], [differs] * 2, [have], [differs] * 2]
+    assert len(client.requests) == 2
+
+
+def test_an_offer_that_fails_fails_those_who_asked_and_the_next_goes(bench: Bench, pusher: Pusher) -> None:
+    image = image_of(4)
+    pusher.push(image)
+    client = Slow(bench)
+    client.failing = True
+    session = pusher.begin(image).session
+
+    async def ask() -> list[list[Said] | BaseException]:
+        offers = Offers(f"/agent/v1/sessions/{session}/volumes/0", GRID, client)
+        return await one_after_the_other(client, offers, changes_of(image, 1), changes_of(image, 2))
+
+    failed, answered = asyncio.run(ask())
+    assert isinstance(failed, TransportError)
+    assert answered == [Said(Answer.HAVE)]
