@@ -39,12 +39,9 @@ def page_sums(block: Buffer) -> bytes:
 
 def differing_pages(block: Buffer, other_sums: bytes) -> list[int]:
     """The pages of `block` whose sums are not those of another block of the same length."""
-    sums = page_sums(block)
-    return [
-        page
-        for page in range(len(sums) // SUM_BYTES)
-        if sums[page * SUM_BYTES : (page + 1) * SUM_BYTES] != other_sums[page * SUM_BYTES : (page + 1) * SUM_BYTES]
-    ]
+    shape = f"<{len(other_sums) // SUM_BYTES}I"
+    sums = zip(struct.unpack(shape, page_sums(block)), struct.unpack(shape, other_sums), strict=True)
+    return [page for page, (own, other) in enumerate(sums) if own != other]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +55,12 @@ class Patch:
 
     @classmethod
     def of(cls, index: int, digest: bytes, block: memoryview, pages: Sequence[int]) -> Patch:
-        """Those `pages` of `block`, whose digest is `digest`."""
-        return cls(index, digest, pages, [block[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] for page in pages])
+        """Those `pages` of `block`, whose digest is `digest`; copies, so that the block's memory is free again."""
+        return cls(index, digest, pages, [bytes(block[page * PAGE_BYTES : (page + 1) * PAGE_BYTES]) for page in pages])
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self.contents))
 
     def apply(self, block: bytearray | memoryview) -> None:
         """Put the pages into an older block."""

@@ -1,10 +1,14 @@
-"""Bring changed blocks to the receiver: offer them, send what it lacks, as pages where it holds something alike."""
+"""Bring changed blocks to the receiver: offer them, send what it lacks, as pages where it holds something alike.
+
+Pages wait until there are enough for a request, whichever pieces of the disk they come from: a day of changes packs
+a tenth smaller in groups of 4 MiB than in what one piece brings, and takes a quarter of the requests.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,11 +16,12 @@ from typing import Any, TypeVar
 from agent.client import ServiceClient
 from agent.protocol.digests import ZERO_DIGEST, DigestMap
 from agent.protocol.errors import BadMessage, DigestMismatch
-from agent.protocol.frames import Answer, blocks_frame, encode_offer
+from agent.protocol.frames import Answer, blocks_frame
 from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import BlocksReply
-from agent.protocol.pages import PAGE_BYTES, SUM_BYTES, Patch, differing_pages, encode_patches, page_count
+from agent.protocol.pages import Patch, differing_pages, encode_patches, page_count
 from agent.push.changes import Change, contents
+from agent.push.offers import Offers
 from agent.push.packing import PATCH_LEVEL, batch_bytes_for, level_for
 
 RATE_WEIGHT = 0.3
@@ -34,10 +39,34 @@ class Tally:
     deduplicated_bytes: int = 0
 
 
+class _Waiting:
+    """Patches until there are enough of them."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self._patches: list[Patch] = []
+
+    def add(self, patches: Iterable[Patch]) -> None:
+        for patch in patches:
+            self._patches.append(patch)
+            self.size_bytes += patch.size_bytes
+
+    def take(self, most_bytes: int) -> list[Patch]:
+        """Those that came first, by rising index; at least one."""
+        count = taken_bytes = 0
+        while count < len(self._patches) and (taken_bytes < most_bytes or not count):
+            taken_bytes += self._patches[count].size_bytes
+            count += 1
+        taken, self._patches = self._patches[:count], self._patches[count:]
+        self.size_bytes -= taken_bytes
+        return sorted(taken, key=lambda patch: patch.index)
+
+
 class Bringer:
     """One volume's way to the receiver. Packing runs on `threads`; the calls are for one event loop.
 
-    `held` says what the receiver holds; an entry changes when the receiver has answered for that block."""
+    `held` says what the receiver holds; an entry changes when the receiver has answered for that block. When all was
+    brought, `finish` must be called."""
 
     def __init__(
         self, index: int, held: DigestMap, client: ServiceClient, threads: Executor, tally: Tally, session: str
@@ -49,86 +78,95 @@ class Bringer:
         self._threads = threads
         self._tally = tally
         self._rate: float | None = None
+        self._offers = Offers(self._path, self._grid, client)
+        self._patches = _Waiting()
+        self._wrong: list[int] = []
 
-    async def bring(self, changes: Sequence[Change]) -> None:
-        """Make the receiver hold these blocks, at most MAX_BLOCKS; their indices rise."""
+    async def bring(self, changes: Sequence[Change], *, whole: bool = False) -> None:
+        """Make the receiver hold these blocks, at most as many as one OFFER may name; their indices rise. Pages of
+        some may wait, as copies, for `finish`; none do if they are to go `whole`."""
         if not changes:
             return
-        offer = encode_offer([change.index for change in changes], b"".join(change.digest for change in changes))
-        answer = await self._client.call("POST", f"{self._path}/offer?sums=1", [offer])
-        answers, sums = answer[: len(changes)], answer[len(changes) :]
-        if len(answers) != len(changes):
-            raise BadMessage(f"the receiver answered {len(answers)} of {len(changes)} blocks that were offered")
-        said = list(zip(changes, answers, strict=True))
-        lacking = [change for change, answer in said if answer in (Answer.LACKING, Answer.DIFFERS)]
-        if any(change.source is None for change in lacking):
-            raise BadMessage("the receiver asks for the content of a block of zeros")
-        alike = [change for change, answer in said if answer == Answer.DIFFERS]
-        patches = await self._in_thread(self._patches, alike, sums)
-        while lacking:  # what a request takes changes with the line
-            count = self._fitting(lacking, patches)
-            await self._send(lacking[:count], patches)
-            lacking = lacking[count:]
-        for change, answered in said:
-            if answered == Answer.COPIED:
+        if whole or all(self._held[change.index] == ZERO_DIGEST for change in changes):
+            said = await self._offers.ask_apart(changes, with_sums=not whole)
+        else:
+            said = await self._offers.ask(changes)
+        answered = list(zip(changes, said, strict=True))
+        lacking = [change for change, one in answered if one.answer in (Answer.LACKING, Answer.DIFFERS)]
+        alike = [(change, one.sums) for change, one in answered if one.answer == Answer.DIFFERS]
+        patches = await self._in_thread(self._patches_of, alike) if alike else {}
+        await self._send_whole([change for change in lacking if change.index not in patches], bool(alike))
+        for change, one in answered:
+            if one.answer == Answer.COPIED:
                 self._tally.deduplicated_bytes += self._grid.length(change.index)
-            if answered != Answer.HAVE or (change.source is None and self._held[change.index] != ZERO_DIGEST):
+            if one.answer != Answer.HAVE or (change.source is None and self._held[change.index] != ZERO_DIGEST):
                 self._tally.changed_bytes += self._grid.length(change.index)
-            self._held[change.index] = change.digest
+            if change.index not in patches:
+                self._held[change.index] = change.digest
+        self._patches.add(patches.values())
+        while self._patches.size_bytes >= batch_bytes_for(self._rate):
+            await self._send_patches()
 
-    def _patches(self, alike: list[Change], sums: bytes) -> dict[int, Patch]:
-        """What to send of the blocks that are like those which the receiver has; the rest go whole."""
+    async def finish(self) -> list[int]:
+        """Send the pages that still wait. Returns the blocks, rising, that did not come out as they should: the
+        receiver's older block is another than was thought, so they are to be brought whole."""
+        while self._patches.size_bytes:
+            await self._send_patches()
+        wrong, self._wrong = self._wrong, []
+        return sorted(wrong)
+
+    def _patches_of(self, alike: list[tuple[Change, bytes]]) -> dict[int, Patch]:
+        """What to send of blocks that are like those which the receiver has, by these sums; the rest go whole."""
         found = {}
-        at = 0
-        for change in alike:
+        for change, sums in alike:
             content = change.content(self._grid)
-            count = page_count(len(content))
-            pages = differing_pages(content, sums[at : at + count * SUM_BYTES])
-            at += count * SUM_BYTES
-            if 0 < len(pages) < count:
+            pages = differing_pages(content, sums)
+            if 0 < len(pages) < page_count(len(content)):
                 found[change.index] = Patch.of(change.index, change.digest, content, pages)
-        if at != len(sums):
-            raise BadMessage(f"the receiver named {len(sums)} bytes of sums, not {at}")
         return found
 
-    def _fitting(self, lacking: list[Change], patches: dict[int, Patch]) -> int:
-        """How many of these to send in one request; at least one."""
+    async def _send_whole(self, changes: list[Change], among_patches: bool) -> None:
+        while changes:  # what a request takes changes with the line
+            count = self._fitting(changes)
+            level = level_for(self._client.network_rate)
+            if among_patches:  # few and scattered: packing them better costs next to nothing
+                level = max(level, PATCH_LEVEL)
+            body = await self._in_thread(self._packed, changes[:count], level)
+            if (await self._send(body)).mismatched:
+                raise DigestMismatch("the receiver does not take blocks that were sent whole")
+            changes = changes[count:]
+
+    def _fitting(self, changes: list[Change]) -> int:
+        """How many of these to send whole in one request; at least one."""
         room = batch_bytes_for(self._rate)
-        for count, change in enumerate(lacking):
-            patch = patches.get(change.index)
-            room -= self._grid.length(change.index) if patch is None else len(patch.pages) * PAGE_BYTES
+        for count, change in enumerate(changes):
+            room -= self._grid.length(change.index)
             if room < 0 and count:
                 return count
-        return len(lacking)
+        return len(changes)
 
-    async def _send(self, changes: list[Change], patches: dict[int, Patch]) -> None:
-        level = level_for(self._client.network_rate)
-        if patches:  # few and scattered: packing them better costs next to nothing
-            level = max(level, PATCH_LEVEL)
-        body = await self._in_thread(self._packed, changes, patches, level)
+    async def _send_patches(self) -> None:
+        """One request of those that wait."""
+        patches = self._patches.take(batch_bytes_for(self._rate))
+        level = max(level_for(self._client.network_rate), PATCH_LEVEL)
+        reply = await self._send(await self._in_thread(encode_patches, patches, self._grid, level))
+        wrong = set(reply.mismatched)
+        if not wrong <= {patch.index for patch in patches}:
+            raise BadMessage("the receiver asks for blocks that were not sent")
+        self._wrong += wrong
+        for patch in patches:
+            if patch.index not in wrong:
+                self._held[patch.index] = patch.digest
+
+    async def _send(self, body: Sequence[Buffer]) -> BlocksReply:
         began = time.monotonic()
         reply = await self._client.bring(f"{self._path}/blocks", body, BlocksReply)
         self._measure(sum(map(len, body)), time.monotonic() - began)
-        if not reply.mismatched:
-            return
-        again = [change for change in changes if change.index in reply.mismatched]
-        if not again:
-            raise BadMessage("the receiver asks for blocks that were not sent")
-        body = await self._in_thread(self._packed, again, {}, level)
-        if (await self._client.bring(f"{self._path}/blocks", body, BlocksReply)).mismatched:
-            raise DigestMismatch("the receiver does not take blocks that were sent whole")
+        return reply
 
-    def _packed(self, changes: list[Change], patches: dict[int, Patch], level: int) -> list[Buffer]:
-        """The body that brings these blocks: whole ones, then those of which pages are enough."""
-        patched = [patches[change.index] for change in changes if change.index in patches]
-        whole = [change for change in changes if change.index not in patches]
-        body: list[Buffer] = []
-        if whole:
-            digests = b"".join(change.digest for change in whole)
-            body += blocks_frame([change.index for change in whole], digests, contents(whole, self._grid), level)
-        if patched:
-            body += encode_patches(patched, self._grid, level)
-        return body
+    def _packed(self, changes: list[Change], level: int) -> tuple[bytes, Buffer]:
+        digests = b"".join(change.digest for change in changes)
+        return blocks_frame([change.index for change in changes], digests, contents(changes, self._grid), level)
 
     async def _in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)

@@ -118,6 +118,8 @@ class VolumePush:
         """Send what `changes_within` found."""
         for at in range(0, len(changes), KEPT_BLOCKS):
             await self.bringer.bring(changes[at : at + KEPT_BLOCKS])
+        wrong = set(await self.bringer.finish())
+        await self.bringer.bring([change for change in changes if change.index in wrong], whole=True)
 
     def whole(self) -> list[tuple[int, int]]:
         """The whole volume as one range."""
@@ -157,6 +159,17 @@ class VolumePush:
 
         await share_out(pieces, worker)
         await self.bringer.bring(scattered.taken())
+        await self._bring_whole(await self.bringer.finish())
+
+    async def _bring_whole(self, indices: list[int]) -> None:
+        """Blocks of which pages were not enough: read again, since nobody kept them."""
+        buffer = aligned_buffer(self.grid.block_bytes)
+        for index in indices:
+            blocks = range(index, index + 1)
+            digests = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._read_and_hash, blocks, buffer
+            )
+            await self.bringer.bring([self._change(blocks, index, digests, buffer)], whole=True)
 
     def _look(self, shared: Iterator[tuple[range, bool]], buffer: memoryview, trust_held: bool) -> _Look:
         """Take pieces until one has to be brought, in one thread: what did not change costs no more than reading it."""

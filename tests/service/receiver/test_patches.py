@@ -129,3 +129,29 @@ def test_without_being_asked_no_sums_are_told(bench: Bench, pusher: Pusher, imag
     session = pusher.begin(fresh).session
     offer = encode_offer([2], block_digest(block_of(fresh, 2)))
     assert bench.receiver.offer(SERVER.id, session, 0, offer) == bytes([Answer.LACKING])
+
+
+def test_blocks_near_and_far_are_patched_each_with_its_own_and_nothing_between_is_touched(
+    bench: Bench, pusher: Pusher
+) -> None:
+    blocks = 200  # more than is read at once, near ones read together, with gaps, up to a short last block
+    grid = BlockGrid(blocks * BLOCK - 3 * 512, BLOCK)
+    image = random.Random(5).randbytes(grid.size_bytes)
+    pusher.push(image)
+    pages = {index: [index % PAGES] for index in (0, 1, 2, 5, 6, 30, 63, 64, 65, 66, 69, 90, 150, 196)} | {199: [0]}
+    fresh = changed(image, *((index, page) for index, (page,) in pages.items()))
+    spoilt = changed(fresh, (2, 9), (65, 4))  # what is announced of these is not what the patches make
+    session = pusher.begin(fresh).session
+    patches = [
+        Patch.of(index, block_digest(block_of(spoilt, index)), memoryview(block_of(fresh, index)), chosen)
+        for index, chosen in pages.items()
+    ]
+    reply = bench.receiver.blocks(SERVER.id, session, 0, b"".join(encode_patches(patches, grid, 3)))
+    assert (reply.written_blocks, reply.mismatched) == (len(pages) - 2, [2, 65])
+    patcher = Patcher(bench, session)
+    answers, _ = patcher.offer(fresh, *range(blocks))
+    assert [index for index in range(blocks) if answers[index] != Answer.HAVE] == [2, 65]
+    whole = [block_of(fresh, 2), block_of(fresh, 65)]
+    body = encode_blocks([2, 65], b"".join(map(block_digest, whole)), whole)
+    bench.receiver.blocks(SERVER.id, session, 0, body)
+    assert bench.content(pusher.commit(session, fresh).id) == fresh

@@ -1,0 +1,197 @@
+"""The agent's way of bringing changes, with the receiver that answers: pages are collected, and never trusted."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from agent.client import ServiceClient
+from agent.protocol.digests import DigestMap, block_digest
+from agent.protocol.errors import TransportError
+from agent.protocol.frames import Answer, Kind, decode_single
+from agent.protocol.grid import BlockGrid
+from agent.protocol.messages import BlocksReply
+from agent.protocol.pages import PAGE_BYTES, page_sums
+from agent.push.bring import Bringer, Tally
+from agent.push.changes import Change
+from agent.push.offers import Offers, Said
+from agent.push.volume import VolumePush
+from agent.volumes.source import SourceVolume
+from tests.service.receiver.pushing import BLOCK, SERVER, Bench, Pusher
+
+BLOCKS = 200
+GRID = BlockGrid(BLOCKS * BLOCK, BLOCK)
+
+
+class Client(ServiceClient):
+    """Its requests go straight to the receiver. `deceive` makes the receiver seem to have the pages of that image."""
+
+    def __init__(self, bench: Bench, deceive: bytes | None = None) -> None:
+        self.requests: list[str] = []
+        self._bench = bench
+        self._deceive = deceive
+
+    @property
+    def network_rate(self) -> float | None:
+        return None
+
+    async def call(
+        self, method: str, path: str, body: Sequence[bytes | bytearray | memoryview], content_type: str = ""
+    ) -> bytes:
+        session, _, rest = path.removeprefix("/agent/v1/sessions/").partition("/volumes/0/")
+        self.requests.append(rest)
+        offer, sums = b"".join(body), rest == "offer?sums=1"
+        answer = self._bench.receiver.offer(SERVER.id, session, 0, offer, with_sums=sums)
+        if not sums or self._deceive is None:
+            return answer
+        answers = answer[: len(decode_single(offer, Kind.OFFER).indices)]
+        return answers + page_sums(self._deceive[:BLOCK]) * answers.count(Answer.DIFFERS)
+
+    async def bring(self, path: str, body: Sequence[bytes | bytearray | memoryview], reply: type) -> BlocksReply:
+        session = path.split("/")[4]
+        self.requests.append("blocks")
+        return self._bench.receiver.blocks(SERVER.id, session, 0, b"".join(body))
+
+
+@pytest.fixture
+def threads() -> Iterator[Executor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+def image_of(seed: int) -> bytes:
+    """Every block the same, so that one block's sums do for all."""
+    return random.Random(seed).randbytes(BLOCK) * BLOCKS
+
+
+def changed(image: bytes, pages: int) -> bytes:
+    """Another byte in the first `pages` pages of every block."""
+    block = bytearray(image[:BLOCK])
+    for page in range(pages):
+        block[page * PAGE_BYTES] ^= 0xFF
+    return bytes(block) * BLOCKS
+
+
+def volume_of(client: Client, session: str, before: bytes, path: Path, threads: Executor) -> VolumePush:
+    """A push of the file, whose receiver is known to hold `before`."""
+    held = DigestMap(GRID)
+    for index in range(BLOCKS):
+        held[index] = block_digest(before[index * BLOCK : (index + 1) * BLOCK])
+    tally = Tally()
+    volume = VolumePush(0, SourceVolume.open(path), held, threads, tally, lambda _: None)
+    volume.bringer = Bringer(0, held, client, threads, tally, session)
+    return volume
+
+
+def test_pages_of_many_pieces_travel_together(bench: Bench, pusher: Pusher, tmp_path: Path, threads: Executor) -> None:
+    image = image_of(1)
+    pusher.push(image)
+    other = changed(image, 1)
+    fresh = (image[: 3 * BLOCK] + other[:BLOCK]) * (BLOCKS // 4)
+    path = tmp_path / "disk"
+    path.write_bytes(fresh)
+    session = pusher.begin(fresh).session
+    client = Client(bench)
+    volume = volume_of(client, session, image, path, threads)
+    asyncio.run(volume.send_all(trust_held=True))
+    volume.source.close()
+    assert client.requests.count("offer?sums=1") > 1, "there are several pieces"
+    assert client.requests.count("blocks") == 1 and client.requests[-1] == "blocks"
+    assert bench.content(pusher.commit(session, fresh).id) == fresh
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_blocks_whose_pages_were_wrongly_thought_to_be_there_go_whole(
+    bench: Bench, pusher: Pusher, tmp_path: Path, threads: Executor, frozen: bool
+) -> None:
+    image = image_of(2)
+    pusher.push(image)
+    fresh = changed(image, 2)
+    path = tmp_path / "disk"
+    path.write_bytes(fresh)
+    session = pusher.begin(fresh).session
+    client = Client(bench, deceive=changed(image, 1))  # the first page's sum is the new one's
+    volume = volume_of(client, session, image, path, threads)
+    if frozen:
+        changes = volume.changes_within(volume.whole(), GRID.size_bytes)
+        assert changes is not None
+        path.write_bytes(image)  # what was read at the instant counts
+        asyncio.run(volume.send_changes(changes))
+    else:
+        asyncio.run(volume.send_all(trust_held=True))
+    volume.source.close()
+    assert "offer" in client.requests, "what did not come out right is offered again, without patching"
+    assert all(volume.held[index] == block_digest(fresh[:BLOCK]) for index in range(BLOCKS))
+    assert bench.content(pusher.commit(session, fresh).id) == fresh
+
+
+class Slow(Client):
+    """A request begins, and others may begin to wait, before it is answered; or fails, if it is told to."""
+
+    failing = False
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench)
+        self.begun = asyncio.Event()
+
+    async def call(
+        self, method: str, path: str, body: Sequence[bytes | bytearray | memoryview], content_type: str = ""
+    ) -> bytes:
+        self.begun.set()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        if self.failing:
+            self.failing = False
+            raise TransportError("the line is down")
+        return await super().call(method, path, body, content_type)
+
+
+async def one_after_the_other(client: Slow, offers: Offers, *parts: list[Change]) -> list[list[Said] | BaseException]:
+    """The first is on its way when the others come."""
+    first = asyncio.create_task(offers.ask(parts[0]))
+    await client.begun.wait()
+    return await asyncio.gather(first, *map(offers.ask, parts[1:]), return_exceptions=True)
+
+
+def changes_of(image: bytes, *indices: int) -> list[Change]:
+    return [Change(index, block_digest(image[:BLOCK]), image[:BLOCK]) for index in indices]
+
+
+def test_what_is_offered_during_an_offer_goes_together_and_each_gets_its_own_answers(
+    bench: Bench, pusher: Pusher
+) -> None:
+    image = image_of(3)
+    pusher.push(image)
+    fresh = changed(image, 1)
+    client = Slow(bench)
+    session = pusher.begin(fresh).session
+
+    async def ask() -> list[list[Said] | BaseException]:
+        offers = Offers(f"/agent/v1/sessions/{session}/volumes/0", GRID, client)
+        parts = [(fresh, 9), (fresh, 7, 150), (image, 3), (fresh, 5, 8)]
+        return await one_after_the_other(client, offers, *[changes_of(of, *indices) for of, *indices in parts])
+
+    differs, have = Said(Answer.DIFFERS, page_sums(image[:BLOCK])), Said(Answer.HAVE)
+    assert asyncio.run(ask()) == [[differs], [differs] * 2, [have], [differs] * 2]
+    assert len(client.requests) == 2
+
+
+def test_an_offer_that_fails_fails_those_who_asked_and_the_next_goes(bench: Bench, pusher: Pusher) -> None:
+    image = image_of(4)
+    pusher.push(image)
+    client = Slow(bench)
+    client.failing = True
+    session = pusher.begin(image).session
+
+    async def ask() -> list[list[Said] | BaseException]:
+        offers = Offers(f"/agent/v1/sessions/{session}/volumes/0", GRID, client)
+        return await one_after_the_other(client, offers, changes_of(image, 1), changes_of(image, 2))
+
+    failed, answered = asyncio.run(ask())
+    assert isinstance(failed, TransportError)
+    assert answered == [Said(Answer.HAVE)]
