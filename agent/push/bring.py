@@ -25,6 +25,9 @@ from agent.push.offers import Offers
 from agent.push.packing import PATCH_LEVEL, batch_bytes_for, level_for
 
 RATE_WEIGHT = 0.3
+NEW_AT_ONCE = 3
+"""Offers of blocks with nothing in their place: the receiver may copy them, which takes long, but its disk can do more
+than one. Eight of them took 7 % more processor time for a clone, and were no faster."""
 
 Buffer = bytes | bytearray | memoryview
 T = TypeVar("T")
@@ -78,7 +81,8 @@ class Bringer:
         self._threads = threads
         self._tally = tally
         self._rate: float | None = None
-        self._offers = Offers(self._path, self._grid, client)
+        self._offers = Offers(self._path, self._grid, client, at_once=1)
+        self._offers_of_new = Offers(self._path, self._grid, client, at_once=NEW_AT_ONCE)
         self._patches = _Waiting()
         self._wrong: list[int] = []
 
@@ -87,8 +91,10 @@ class Bringer:
         some may wait, as copies, for `finish`; none do if they are to go `whole`."""
         if not changes:
             return
-        if whole or all(self._held[change.index] == ZERO_DIGEST for change in changes):
-            said = await self._offers.ask_apart(changes, with_sums=not whole)
+        if whole:
+            said = await self._offers.ask_apart(changes, with_sums=False)
+        elif all(self._held[change.index] == ZERO_DIGEST for change in changes):
+            said = await self._offers_of_new.ask(changes)
         else:
             said = await self._offers.ask(changes)
         answered = list(zip(changes, said, strict=True))

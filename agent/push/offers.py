@@ -1,4 +1,4 @@
-"""Offers: while one is under way, what else is to be offered gathers, and goes in one request when it is answered.
+"""Offers: while some are under way, what else is to be offered gathers, and goes in one request when one is answered.
 
 A request costs some milliseconds of processor time, at both ends together, however little it brings, and pieces of a
 disk of which something changed come in dozens: a day of changes took 50 offers instead of 125, and a sixth less time.
@@ -35,26 +35,29 @@ class _Asker:
 
 
 class Offers:
-    """For one volume of a session, and one event loop."""
+    """For one volume of a session, and one event loop; `at_once` requests are under way at most."""
 
-    def __init__(self, path: str, grid: BlockGrid, client: ServiceClient) -> None:
+    def __init__(self, path: str, grid: BlockGrid, client: ServiceClient, at_once: int) -> None:
         self._path = path
         self._grid = grid
         self._client = client
         self._waiting: list[_Asker] = []
-        self._under_way: asyncio.Task[None] | None = None
+        self._at_once = at_once
+        self._under_way: set[asyncio.Task[None]] = set()
 
     async def ask(self, changes: Sequence[Change]) -> list[Said]:
         """For each of these blocks, which others must not offer meanwhile. Raises what ServiceClient.call raises, and
         BadMessage."""
         asker = _Asker(changes)
         self._waiting.append(asker)
-        if self._under_way is None:
-            self._under_way = asyncio.create_task(self._ask_all())
+        if len(self._under_way) < self._at_once:
+            task = asyncio.create_task(self._ask_all())
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
         return await asker.answered
 
     async def ask_apart(self, changes: Sequence[Change], *, with_sums: bool) -> list[Said]:
-        """The same at once, beside all others: for blocks that the receiver is likely to copy, which takes long."""
+        """The same at once, beside all others."""
         offer = encode_offer([change.index for change in changes], b"".join(change.digest for change in changes))
         answer = await self._client.call("POST", f"{self._path}/offer{'?sums=1' if with_sums else ''}", [offer])
         return self._read(changes, answer)
@@ -63,7 +66,6 @@ class Offers:
         while self._waiting:
             askers, self._waiting = self._waiting, []
             await self._ask(askers)
-        self._under_way = None
 
     async def _ask(self, askers: list[_Asker]) -> None:
         together = sorted((change for asker in askers for change in asker.changes), key=lambda change: change.index)

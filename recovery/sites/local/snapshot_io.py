@@ -13,29 +13,47 @@ import json
 import mmap
 import os
 import threading
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.protocol.errors import Conflict, StorageError
 from recovery.sites.local.durable import storage_errors
 from recovery.sites.local.tools import qemu_img
 
-STRETCH_BYTES = 4 << 30
-"""Of volume that one map covers: some thousand pieces, some MiB of memory."""
-MAX_STRETCHES = 4
+STRETCH_BYTES = 1 << 30
+"""Of volume that one map covers: 16,384 pieces and half a MiB of memory if every cluster lies for itself."""
+MAX_STRETCHES = 8
 SCRATCH_BYTES = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Where consecutive bytes of the volume lie: at `place` of file `layer`; zeros where `layer` is None."""
+class _Map:
+    """Where a stretch of the volume lies, as pieces that follow one another: `lengths[n]` bytes from `starts[n]` on are
+    at `places[n]` of the file `layers[n]`; zeros where that is -1."""
 
-    start: int
-    length: int
-    layer: int | None
-    place: int
+    def __init__(self) -> None:
+        self.starts, self.lengths, self.places = array("Q"), array("Q"), array("Q")
+        self.layers = array("i")
+
+    def add(self, start: int, length: int, layer: int, place: int) -> None:
+        """The next piece; joined to the last where it follows on."""
+        if self.starts and self.layers[-1] == layer and (layer < 0 or self.places[-1] + self.lengths[-1] == place):
+            self.lengths[-1] += length
+            return
+        self.starts.append(start)
+        self.lengths.append(length)
+        self.layers.append(layer)
+        self.places.append(place)
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """A map is asked for by who needs it first, while others that need the same one wait."""
+
+    asking: threading.Lock = field(default_factory=threading.Lock)
+    map: _Map | None = None
 
 
 class SnapshotIO:
@@ -48,7 +66,7 @@ class SnapshotIO:
         self._layers = layers
         self._on_close = on_close
         self._lock = threading.Lock()
-        self._maps: OrderedDict[int, list[_Piece]] = OrderedDict()
+        self._stretches: OrderedDict[int, _Stretch] = OrderedDict()
         self._files: list[tuple[int, int] | None] = []
         self._own = threading.local()
         try:
@@ -96,17 +114,17 @@ class SnapshotIO:
                 os.close(descriptor)
 
     def _read_stretch(self, offset: int, into: memoryview) -> None:
-        pieces = self._map(offset // STRETCH_BYTES)
-        at = bisect.bisect_right(pieces, offset, key=lambda piece: piece.start) - 1
+        found = self._map(offset // STRETCH_BYTES)
+        at = bisect.bisect_right(found.starts, offset) - 1
         while into:
-            piece = pieces[at]
-            skip = offset - piece.start
-            length = min(len(into), piece.length - skip)
-            if piece.layer is None:
+            skip = offset - found.starts[at]
+            length = min(len(into), found.lengths[at] - skip)
+            layer = found.layers[at]
+            if layer < 0:
                 into[:length] = bytes(length)
             else:
-                with storage_errors(f"read {self._layers[piece.layer]}"):
-                    self._read_file(piece.layer, piece.place + skip, into[:length])
+                with storage_errors(f"read {self._layers[layer]}"):
+                    self._read_file(layer, found.places[at] + skip, into[:length])
             offset, into, at = offset + length, into[length:], at + 1
 
     def _read_file(self, layer: int, place: int, into: memoryview) -> None:
@@ -145,48 +163,39 @@ class SnapshotIO:
         into[:count] = scratch[:count]
         return count
 
-    def _map(self, stretch: int) -> list[_Piece]:
+    def _map(self, number: int) -> _Map:
         with self._lock:
-            pieces = self._maps.get(stretch)
-            if pieces is None:
-                pieces = self._maps[stretch] = self._asked(stretch * STRETCH_BYTES)
-                if len(self._maps) > MAX_STRETCHES:
-                    self._maps.popitem(last=False)
-            self._maps.move_to_end(stretch)
-            return pieces
+            stretch = self._stretches.setdefault(number, _Stretch())
+            self._stretches.move_to_end(number)
+            if len(self._stretches) > MAX_STRETCHES:
+                self._stretches.popitem(last=False)
+        with stretch.asking:
+            if stretch.map is None:
+                stretch.map = self._asked(number * STRETCH_BYTES)
+            return stretch.map
 
-    def _asked(self, start: int) -> list[_Piece]:
-        """QEMU's word on where a stretch lies, joined where it follows on."""
+    def _asked(self, start: int) -> _Map:
+        """QEMU's word on where a stretch lies."""
         length = min(STRETCH_BYTES, self.size_bytes - start)
         listed = qemu_img(
             "map", "--output=json", "-U", "-f", "qcow2", f"--start-offset={start}", f"--max-length={length}",
             str(self._layers[0]), doing=f"read the map of {self._layers[0]}",
         )  # fmt: skip
-        pieces: list[_Piece] = []
+        found = _Map()
         reached = start
         for entry in json.loads(listed):
             if entry["start"] != reached:
                 break
             if entry["zero"] or not entry["present"]:
-                found = _Piece(reached, entry["length"], None, 0)
+                found.add(reached, entry["length"], -1, 0)
             elif "offset" in entry and entry["depth"] < len(self._layers):
-                found = _Piece(reached, entry["length"], entry["depth"], entry["offset"])
+                found.add(reached, entry["length"], entry["depth"], entry["offset"])
             else:
                 raise StorageError(f"{self._layers[0]} holds blocks that are compressed or elsewhere")
-            reached += found.length
-            if pieces and _follows(pieces[-1], found):
-                last = pieces.pop()
-                found = _Piece(last.start, last.length + found.length, last.layer, last.place)
-            pieces.append(found)
+            reached += entry["length"]
         if reached < start + length:
             raise StorageError(f"qemu-img does not say where {self._layers[0].name} has byte {reached}")
-        return pieces
-
-
-def _follows(last: _Piece, next_one: _Piece) -> bool:
-    if last.layer != next_one.layer:
-        return False
-    return last.layer is None or last.place + last.length == next_one.place
+        return found
 
 
 def _open_direct(path: Path) -> int:

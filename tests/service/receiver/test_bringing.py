@@ -172,7 +172,7 @@ def test_what_is_offered_during_an_offer_goes_together_and_each_gets_its_own_ans
     session = pusher.begin(fresh).session
 
     async def ask() -> list[list[Said] | BaseException]:
-        offers = Offers(f"/agent/v1/sessions/{session}/volumes/0", GRID, client)
+        offers = Offers(f"/agent/v1/sessions/{session}/volumes/0", GRID, client, at_once=1)
         parts = [(fresh, 9), (fresh, 7, 150), (image, 3), (fresh, 5, 8)]
         return await one_after_the_other(client, offers, *[changes_of(of, *indices) for of, *indices in parts])
 
@@ -189,7 +189,7 @@ def test_an_offer_that_fails_fails_those_who_asked_and_the_next_goes(bench: Benc
     session = pusher.begin(image).session
 
     async def ask() -> list[list[Said] | BaseException]:
-        offers = Offers(f"/agent/v1/sessions/{session}/volumes/0", GRID, client)
+        offers = Offers(f"/agent/v1/sessions/{session}/volumes/0", GRID, client, at_once=1)
         return await one_after_the_other(client, offers, changes_of(image, 1), changes_of(image, 2))
 
     failed, answered = asyncio.run(ask())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,41 @@ def test_a_backing_files_name_that_was_damaged_is_one_clear_error(local_site: Lo
         local_site.snapshot_data(KEY, "p2", Extent(0, 1 << 20))
     with pytest.raises(StorageError):
         local_site.open_snapshot(KEY, "p2")
+
+
+def test_threads_share_the_maps_and_each_is_asked_for_once(
+    local_site: LocalSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot_io, "STRETCH_BYTES", 256 << 10)
+    content = random.Random(4).randbytes(1 << 20)
+    make_point(local_site, KEY, "p1", (0, content))
+    asked: list[str] = []
+    ask = snapshot_io.qemu_img
+
+    def counting(*arguments: str, doing: str) -> str:
+        asked.append(next(argument for argument in arguments if argument.startswith("--start-offset")))
+        return ask(*arguments, doing=doing)
+
+    monkeypatch.setattr(snapshot_io, "qemu_img", counting)
+    io = local_site.open_snapshot(KEY, "p1")
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(lambda number: bytes(io.read(number * 131_072, 131_072)), [*range(8)] * 4))
+    finally:
+        io.close()
+    assert b"".join(found[:8]) == content and found[:8] * 4 == found
+    assert len(asked) == len(set(asked)) == 4
+
+
+def test_a_map_that_could_not_be_read_is_asked_for_again(
+    local_site: LocalSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_point(local_site, KEY, "p1", (0, b"x" * 4096))
+    io = local_site.open_snapshot(KEY, "p1")
+    try:
+        with monkeypatch.context() as patched, pytest.raises(StorageError):
+            patched.setattr(snapshot_io, "qemu_img", lambda *_, **__: "[]")
+            io.read(0, 512)
+        assert io.read(0, 512) == b"x" * 512
+    finally:
+        io.close()
