@@ -20,6 +20,7 @@ from agent.protocol.pages import PAGE_BYTES, page_sums
 from agent.push.bring import Bringer, Tally
 from agent.push.changes import Change
 from agent.push.offers import Offers, Said
+from agent.push.unasked import Unasked
 from agent.push.volume import VolumePush
 from agent.volumes.source import SourceVolume
 from tests.service.receiver.pushing import BLOCK, SERVER, Bench, Pusher
@@ -85,6 +86,7 @@ def volume_of(client: Client, session: str, before: bytes, path: Path, threads: 
     tally = Tally()
     volume = VolumePush(0, SourceVolume.open(path), held, threads, tally, lambda _: None)
     volume.bringer = Bringer(0, held, client, threads, tally, session)
+    volume.unasked = Unasked(0, held, client, tally, session, offers=True)
     return volume
 
 
