@@ -26,7 +26,9 @@ def test_a_quick_bench_shows_every_comparison_and_leaves_only_its_results(tmp_pa
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = json.loads(results.read_text())["replication"]
-    shown = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    replication, _, verifying = done.stdout.partition("## Verifying")
+    shown = [line for line in replication.splitlines() if line.startswith("|")]
     assert len(shown) == len(rows) + 2
+    assert "|" in verifying
     assert all(row["ratio"] is not None or row["missing"] for row in rows)
     assert set((REPOSITORY / ".cache").glob("bench-*")) <= left_before
