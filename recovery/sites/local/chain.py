@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent.protocol.errors import NotFound, StorageError
 from recovery.sites.local.durable import check_name, storage_errors, sync_file, sync_folder
-from recovery.sites.local.qcow2 import Header, merge_down, read_header, resize
+from recovery.sites.local.qcow2 import Header, cover, merge_down, read_header, resize
 
 HEAD = "head"
 _IMAGE = ".qcow2"
@@ -111,7 +111,12 @@ class Chain:
         path.chmod(0o644)
         child.chmod(0o644)
         # the size first: the child never looks behind its own end, and behind its backing file's it sees zeros
-        resize(path, read_header(child).size_bytes)
+        size_bytes, child_bytes = read_header(path).size_bytes, read_header(child).size_bytes
+        if child_bytes > size_bytes:
+            # qemu-img writes the new size before it writes that nothing of what lies below shows in there. Cut off in
+            # between, the child would show what the volume held there before it was made smaller.
+            cover(child, size_bytes)
+        resize(path, child_bytes)
         merge_down(child, into=path)
         path.chmod(0o644 if child == self.head else 0o444)
         sync_file(path)

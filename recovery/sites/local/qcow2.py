@@ -66,7 +66,8 @@ def create(path: Path, size_bytes: int, backing: str | None) -> None:
     with storage_errors(f"make {path}"):
         new.unlink(missing_ok=True)
         try:
-            qemu_img("create", "-q", "-f", "qcow2", *on_top, str(new), str(size_bytes), doing=f"make {path}")
+            create_new = ["create", "-q", "-f", "qcow2", *on_top, str(new), str(size_bytes)]
+            qemu_img(*create_new, doing=f"make {path}", changing=path)
             new.replace(path)
         finally:
             new.unlink(missing_ok=True)
@@ -86,9 +87,26 @@ def resize(path: Path, size_bytes: int) -> None:
             io.flush()
         finally:
             io.close()
-        qemu_img("resize", "-q", "-f", "qcow2", "--shrink", str(path), str(size_bytes), doing=doing)
+        qemu_img("resize", "-q", "-f", "qcow2", "--shrink", str(path), str(size_bytes), doing=doing, changing=path)
     else:
-        qemu_img("resize", "-q", "-f", "qcow2", str(path), str(size_bytes), doing=doing)
+        qemu_img("resize", "-q", "-f", "qcow2", str(path), str(size_bytes), doing=doing, changing=path)
+
+
+def cover(path: Path, start: int) -> None:
+    """From `start` on the file holds explicit zeros where it held nothing: whatever its backing file may come to show
+    there, it reads the same. Nothing may lie behind `start` in the backing file. Repeatable."""
+    size_bytes = read_header(path).size_bytes
+    held = [extent for extent in allocated(path) if extent.offset + extent.length > start]
+    io = LocalVolumeIO(path, writable=True, on_close=lambda: None)
+    try:
+        at = start
+        for extent in [*held, Extent(size_bytes, 0)]:
+            if extent.offset > at:
+                io.zero(at, extent.offset - at)
+            at = extent.offset + extent.length
+        io.flush()
+    finally:
+        io.close()
 
 
 def allocated(path: Path) -> list[Extent]:
@@ -130,7 +148,8 @@ def _alone(path: Path) -> dict[str, object]:
 
 def merge_down(path: Path, into: Path) -> None:
     """Write what `path` holds into its backing file `into`, whose content then is the same; `path` stays as it is."""
-    qemu_img("commit", "-q", "-d", "-f", "qcow2", str(path), doing=f"merge {path.name} into {into.name}")
+    doing = f"merge {path.name} into {into.name}"
+    qemu_img("commit", "-q", "-d", "-f", "qcow2", str(path), doing=doing, changing=into)
 
 
 def merged(extents: Iterable[Extent]) -> list[Extent]:

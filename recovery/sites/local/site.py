@@ -17,7 +17,7 @@ from recovery.sites.local.documents import Documents
 from recovery.sites.local.durable import make_folder, storage_errors
 from recovery.sites.local.instances import Instances
 from recovery.sites.local.qemu import available_memory_mib
-from recovery.sites.local.tools import kill_left_behind
+from recovery.sites.local.tools import end_left_behind
 from recovery.sites.local.volumes import Volumes
 
 _LOCK_SECONDS = 1.0
@@ -49,7 +49,7 @@ class LocalSite:
         self._volumes = Volumes(self._root, self._points_in_use)
         self._instances = Instances(self._root, self._volumes, self._choose_accel)
         try:
-            kill_left_behind(self._root)
+            end_left_behind(self._root)
             self._instances.complete_ends()
             self._volumes.complete_deletions()
         except BaseException:

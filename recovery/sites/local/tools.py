@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from agent.protocol.errors import Conflict, SiteError, StorageError, StorageFull
 
 QEMU_IMG = "qemu-img"
 STORAGE_DAEMON = "qemu-storage-daemon"
+_END_SECONDS = 30.0
+_LOOK_SECONDS = 0.02
 
 
 def tool(name: str) -> str:
@@ -25,12 +29,33 @@ def tool(name: str) -> str:
     return path
 
 
-def qemu_img(*arguments: str, doing: str) -> str:
-    """Run qemu-img; returns stdout. `doing` says what for in errors: "merge point x"."""
-    done = subprocess.run([tool(QEMU_IMG), *arguments], capture_output=True, text=True, errors="replace", check=False)
+def qemu_img(*arguments: str, doing: str, changing: Path | None = None) -> str:
+    """Run qemu-img; returns stdout. `doing` says what for in errors: "merge point x". `changing`: the file that it
+    writes to."""
+    with contextlib.nullcontext() if changing is None else at_work(changing.parent) as held:
+        done = subprocess.run(
+            [tool(QEMU_IMG), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            pass_fds=[] if held is None else [held],
+        )
     if done.returncode != 0:
         raise failure(doing, done.stderr)
     return done.stdout
+
+
+@contextlib.contextmanager
+def at_work(folder: Path) -> Iterator[int]:
+    """A descriptor for a tool to inherit. While any process has it, `end_left_behind` waits: also for one that its
+    dying parent had only just made, which is no tool yet, and by no name to be told from others."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def failure(doing: str, stderr: str) -> SiteError | StorageError | Conflict:
@@ -72,7 +97,7 @@ def kill(pid: int, expected: Sequence[str]) -> None:
         if descriptor is not None and command_line(pid) == list(expected):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            _wait_gone(descriptor, 30.0)
+            _wait_gone(descriptor, _END_SECONDS)
 
 
 def await_exit(pid: int, limit_seconds: float) -> None:
@@ -102,12 +127,34 @@ def _wait_gone(descriptor: int, limit_seconds: float) -> None:
     poll.poll(limit_seconds * 1000)
 
 
-def kill_left_behind(root: Path) -> list[int]:
-    """Kill the storage daemons and qemu-img at work below `root` (absolute) that outlived the service they served."""
+def end_left_behind(root: Path) -> None:
+    """Kill the storage daemons and qemu-img at work below `root` (absolute) that outlived the service they served, and
+    wait until nobody works in `root/*/*` any more. Raises Conflict if that does not come about."""
+    _kill_tools(root)
+    deadline = time.monotonic() + _END_SECONDS
+    for folder in root.glob("*/*/"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            while not _locked(descriptor):
+                if time.monotonic() > deadline:
+                    raise Conflict(f"another process works in {folder}", f"see what it is: fuser -v {folder}")
+                time.sleep(_LOOK_SECONDS)
+                _kill_tools(root)
+        finally:
+            os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Nobody else has the folder's lock now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _kill_tools(root: Path) -> None:
     inside = f"{root}/"
-    killed = []
     for pid, arguments in processes():
         if Path(arguments[0]).name in (QEMU_IMG, STORAGE_DAEMON) and any(inside in part for part in arguments[1:]):
             kill(pid, arguments)
-            killed.append(pid)
-    return killed

@@ -17,7 +17,7 @@ from agent.protocol.buffers import ENVIRONMENT
 from agent.protocol.errors import Conflict, StorageError
 from recovery.sites.local.durable import storage_errors
 from recovery.sites.local.nbd import Buffer, NBDClient
-from recovery.sites.local.tools import STORAGE_DAEMON, failure, tool
+from recovery.sites.local.tools import STORAGE_DAEMON, at_work, failure, tool
 
 CONNECTIONS = 4
 CLOSE_SECONDS = 60.0
@@ -40,8 +40,8 @@ class LocalVolumeIO:
         self._closed = False
         with storage_errors(f"open {path}"), tempfile.TemporaryFile() as stderr:
             listening, connected = _listen_and_connect(CONNECTIONS)
-            with listening:
-                self._daemon = _start_daemon(path, writable, listening, stderr)
+            with listening, at_work(path.parent) as held:
+                self._daemon = _start_daemon(path, writable, listening, held, stderr)
             # now only the daemon has the listening socket: if it dies, the connections end
             try:
                 self._client = NBDClient(connected, _EXPORT, path.name)
@@ -116,7 +116,9 @@ def _takes_direct(path: Path) -> bool:
     return True
 
 
-def _start_daemon(path: Path, writable: bool, listening: socket.socket, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+def _start_daemon(
+    path: Path, writable: bool, listening: socket.socket, held: int, stderr: IO[bytes]
+) -> subprocess.Popen[bytes]:
     direct = writable and _takes_direct(path)
     node = {
         "driver": "qcow2",
@@ -148,7 +150,7 @@ def _start_daemon(path: Path, writable: bool, listening: socket.socket, stderr: 
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=stderr,
-        pass_fds=[listening.fileno()],
+        pass_fds=[listening.fileno(), held],
         # a Ctrl-C at the service's terminal must not take the volumes away under a push that is being ended in order
         start_new_session=True,
     )

@@ -16,7 +16,7 @@ import pytest
 from agent.protocol.errors import Conflict, NotFound, StorageError, StorageFull
 from recovery.sites.contract import InstanceSpec, InstanceState, VolumeKey
 from recovery.sites.local import LocalSite
-from recovery.sites.local.tools import await_exit, command_line, processes
+from recovery.sites.local.tools import at_work, await_exit, command_line, processes
 from tests.faults.harness import unmount
 from tests.patience import PATIENCE_SECONDS
 from tests.recovery.sites.conftest import KEY, content, make_point
@@ -157,6 +157,38 @@ def test_the_kill_can_fall_between_any_two_steps_of_a_delete(tmp_path: Path, mon
         site.close()
 
 
+def test_a_kill_while_a_merged_point_grows_shows_nothing_that_lay_behind_its_end_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """qemu-img resize writes the new size first; killed then, it has hidden nothing of what the layers below hold."""
+    from recovery.sites.local import chain
+
+    class Killed(BaseException):
+        pass
+
+    def killed_early(path: Path, size_bytes: int) -> None:
+        with open(path, "r+b") as file:
+            file.seek(24)  # the header's size field
+            file.write(size_bytes.to_bytes(8, "big"))
+        raise Killed
+
+    large, small = 1 << 20, (1 << 20) - 500 * 512
+    site = LocalSite(tmp_path / "site", accel="tcg")
+    make_point(site, KEY, "p0", (0, b"0" * large), size=large)
+    make_point(site, KEY, "p1", (0, b"1" * 512), size=small)
+    make_point(site, KEY, "p2", (512, b"2" * 512), (large - 512, b"2" * 512), size=large)
+    held = content(site, KEY, "p2")
+    with monkeypatch.context() as patch:
+        patch.setattr(chain, "resize", killed_early)
+        with pytest.raises(Killed):
+            site.delete_snapshot(KEY, "p1")
+    site.close()
+    site = LocalSite(tmp_path / "site", accel="tcg")
+    assert site.snapshots(KEY) == ["p0", "p2"]
+    assert content(site, KEY, "p2") == held
+    site.close()
+
+
 def test_a_point_whose_deletion_was_cut_off_is_not_listed_and_does_not_hold_a_new_push_up(tmp_path: Path) -> None:
     site = LocalSite(tmp_path / "site", accel="tcg")
     make_point(site, KEY, "p1", (0, b"1" * 512))
@@ -185,6 +217,17 @@ def test_storage_daemons_of_a_killed_service_are_ended_and_its_volume_opens_agai
     assert all(not command_line(pid) for pid in left)
     site.open_volume(KEY).close()
     site.close()
+
+
+def test_a_process_that_a_killed_service_had_only_just_made_is_waited_for(tmp_path: Path) -> None:
+    """Between fork and exec it has its parent's command line, and would be qemu-img a moment later."""
+    site = LocalSite(tmp_path / "site", accel="tcg")
+    site.make_volume(KEY, 1 << 20)
+    site.close()
+    with at_work(tmp_path / "site" / "web01" / "volume-0") as held:
+        other = subprocess.Popen(["sleep", "0.5"], pass_fds=[held])
+    LocalSite(tmp_path / "site", accel="tcg").close()
+    assert other.poll() == 0
 
 
 def test_a_process_that_only_looks_like_ours_is_left_alone(tmp_path: Path) -> None:
