@@ -112,11 +112,18 @@ class PointArchive:
                 self._site.delete_document(server_id, point_id + _DELETING)
             raise
         self._site.delete_document(server_id, point_id + _MANIFEST)
-        for key in self._site.volumes():
-            if key.server_id == server_id:
-                with contextlib.suppress(NotFound):
-                    self._site.delete_snapshot(key, point_id)
+        for key in self._volumes_of(server_id, point_id):
+            with contextlib.suppress(NotFound):
+                self._site.delete_snapshot(key, point_id)
         self._site.delete_document(server_id, point_id + _DELETING)
+
+    def _volumes_of(self, server_id: str, point_id: str) -> list[VolumeKey]:
+        """Of a point that is being removed; all that the server has, where that cannot be read."""
+        try:
+            manifest = self._read(server_id, point_id + _DELETING)
+        except StorageError:
+            return [key for key in self._site.volumes() if key.server_id == server_id]
+        return [VolumeKey(server_id, index) for index in range(len(manifest.point.volumes))]
 
     def recover(self, server_id: str | None = None) -> list[Manifest]:
         """Carry commits and removals that a crash cut to their end, of one server or of all.
