@@ -45,7 +45,13 @@ class PointArchive:
         parent = self._parent(manifest)
         chains = [self._store(manifest, parent, index, digest_map) for index, digest_map in enumerate(digests)]
         manifest = dataclasses.replace(manifest, digests=chains)
-        self._site.write_document(manifest.server_id, manifest.point.id + _PENDING, sealed(manifest, self._key))
+        name = manifest.point.id + _PENDING
+        try:
+            self._site.write_document(manifest.server_id, name, sealed(manifest, self._key))
+        except StorageError:
+            # it may be there all the same, only not durably; and the push goes on changing what it speaks of
+            self._site.delete_document(manifest.server_id, name)
+            raise
         return manifest
 
     def _store(self, manifest: Manifest, parent: Manifest | None, index: int, digests: DigestMap) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.protocol.errors import StorageError, StorageFull
+from agent.protocol.errors import SessionUnknown, StorageError, StorageFull
 from recovery.sites.contract import VolumeKey
 from tests.service.receiver.pushing import BLOCK, SERVER, Bench, Pusher, changed, make_image
 from tests.service.receiver.verify.rot import flip
@@ -121,6 +121,52 @@ def test_a_service_whose_disk_is_full_starts_and_carries_the_commit_on_when_ther
     assert points_of(bench)[0] == third
     for point in points_of(bench):
         bench.verify(bench.archive.manifest(SERVER.id, point))
+
+
+def test_what_could_not_be_flushed_is_read_back_before_it_is_believed(
+    bench: Bench, pusher: Pusher, image: bytes, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk tells of an error once, and the next flush succeeds."""
+    new = changed(image, seed=2)
+    begun = pusher.begin(new)
+    pusher.send(begun.session, new, pusher.offer(begun.session, new))
+    (head,) = bench.receiver.sessions.all()[0].heads
+
+    def failing() -> None:
+        monkeypatch.undo()
+        raise StorageError("Input/output error")
+
+    monkeypatch.setattr(head._io, "flush", failing)
+    with pytest.raises(StorageError):
+        pusher.commit(begun.session, new)
+    with pytest.raises(SessionUnknown):
+        pusher.commit(begun.session, new)
+    assert points_of(bench) == [first]
+    assert bench.content(pusher.push(new).id) == new
+
+
+def test_a_commit_whose_document_was_not_written_durably_is_not_carried_on(
+    bench: Bench, pusher: Pusher, image: bytes, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The push goes on: what the document says is not what the working state holds then."""
+    write: Any = type(bench.site).write_document
+
+    def written_but_not_synced(site: object, server_id: str, name: str, content: bytes) -> None:
+        write(site, server_id, name, content)
+        if name.endswith(".pending.json"):
+            raise StorageError("Input/output error")
+
+    begun = pusher.begin(image)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bench.site), "write_document", written_but_not_synced)
+        with pytest.raises(StorageError):
+            pusher.commit(begun.session, image)
+    new = changed(image, seed=2)
+    pusher.send(begun.session, new, pusher.offer(begun.session, new))
+    for head in bench.receiver.sessions.all()[0].heads:
+        head.flush()
+    bench.restart()
+    assert points_of(bench) == [first]
 
 
 def test_a_cut_removal_goes_on_though_none_of_its_documents_can_be_read(
