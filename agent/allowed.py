@@ -7,10 +7,10 @@ and nothing else, so it cannot run what this server's administrator did not choo
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 
+from agent.files import write_whole
 from agent.protocol.errors import Conflict, RecoveryError, UsageError
 from agent.state import State
 
@@ -44,14 +44,7 @@ def allow(state: State, name: str, command: list[str]) -> None:
     elif commands.pop(name, None) is None:
         raise UsageError(f"no command {name!r} is allowed here", "see: understudy-agent allow")
     state.make()
-    path = state.folder / FILE
-    fresh = path.with_name(FILE + ".tmp")
-    try:
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(commands, file, indent=1)
-        fresh.replace(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}", "free space, or run as root") from None
+    write_whole(state.folder / FILE, json.dumps(commands, indent=1).encode())
 
 
 def run_allowed(state: State, name: str | None) -> str:

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agent.allowed import allowed, run_allowed
-from agent.protocol.errors import UnderstudyError, UsageError
+from agent.files import write_whole
+from agent.protocol.errors import UnderstudyError
 from agent.state import State
 
 FENCE, UNFENCE = "fence", "unfence"
@@ -87,14 +88,7 @@ class Fencing:
         self._failure = None
 
     def _keep(self, epoch: int, said: str) -> str:
-        fresh = self._path.with_name(FILE + ".tmp")
-        try:
-            fresh.write_text(json.dumps(asdict(Fence(epoch=epoch, boot_id=_boot_id(), said=said))))
-            fresh.replace(self._path)
-        except OSError as error:
-            raise UsageError(
-                f"{self._path} cannot be written: {error.strerror}", "free space, or run as root"
-            ) from None
+        write_whole(self._path, json.dumps(asdict(Fence(epoch=epoch, boot_id=_boot_id(), said=said))).encode())
         self._failure = None
         return said
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent.files import write_whole
 from agent.protocol.digests import DigestMap
 from agent.protocol.errors import BadMessage, Conflict, UsageError
 from agent.protocol.grid import BlockGrid
@@ -94,9 +95,9 @@ class State:
     def save_identity(self, identity: Identity, *, key_pem: bytes, certificate_pem: bytes, ca_pem: bytes) -> None:
         """Replace the identity; identity.json last, since its presence means that the rest is there."""
         self.make()
-        self._write_bytes(self.key_path, key_pem)
-        self._write_bytes(self.certificate_path, certificate_pem)
-        self._write_bytes(self.ca_path, ca_pem)
+        write_whole(self.key_path, key_pem)
+        write_whole(self.certificate_path, certificate_pem)
+        write_whole(self.ca_path, ca_pem)
         self._write("identity.json", asdict(identity))
 
     @property
@@ -112,7 +113,7 @@ class State:
         return self.folder / "ca.pem"
 
     def save_certificate(self, certificate_pem: bytes) -> None:
-        self._write_bytes(self.certificate_path, certificate_pem)
+        write_whole(self.certificate_path, certificate_pem)
 
     def protected(self) -> list[str]:
         """The paths to replicate, in boot order; empty if none were named yet."""
@@ -213,16 +214,4 @@ class State:
             ) from None
 
     def _write(self, name: str | Path, document: Any) -> None:
-        self._write_bytes(self.folder / name, json.dumps(document).encode())
-
-    def _write_bytes(self, path: Path, content: bytes) -> None:
-        """Atomically: whoever reads sees the old file or the new one."""
-        fresh = path.with_name(path.name + ".tmp")
-        try:
-            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(path)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}", "free space, or run as root") from None
+        write_whole(self.folder / name, json.dumps(document).encode())

@@ -28,6 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from agent.protocol.errors import BadMessage, StorageError
 from agent.protocol.tokens import SERVICE_NAME
 from service.files import read_bytes, write_private
+from service.keys import is_issued_by, is_key_of, key_pem, load_key, read_certificate
 
 BACKDATED = timedelta(days=2)
 CA_LIFE = timedelta(days=20 * 365)
@@ -35,8 +36,6 @@ SERVICE_LIFE = timedelta(days=365)
 AGENT_LIFE = timedelta(days=365)
 RENEW_BELOW_SHARE = 1 / 3
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME, which the ssl module does not name
-
-Key = ec.EllipticCurvePrivateKey | Ed25519PrivateKey
 
 
 def _utc_now() -> datetime:
@@ -93,9 +92,8 @@ class Pki:
     def renew_if_due(self, listen_host: str) -> bool:
         """Make the service's certificate if there is none, it nears its end, or it lacks a name. True if made."""
         names = _service_names(listen_host)
-        current = read_bytes(self._folder / "service.pem")
-        has_key = (self._folder / "service.key").exists()
-        if current is not None and has_key and self._is_good(_certificate(current, self._folder), names):
+        current = read_certificate(read_bytes(self._folder / "service.pem") or b"")
+        if current is not None and self._is_good(current, names):
             return False
         key = ec.generate_private_key(ec.SECP256R1())
         extensions: list[x509.ExtensionType] = [x509.SubjectAlternativeName(names)]
@@ -103,7 +101,7 @@ class Pki:
             SERVICE_NAME, key.public_key(), SERVICE_LIFE, ExtendedKeyUsageOID.SERVER_AUTH, extensions
         )
         # A crash between the two leaves a pair that does not fit; `_is_good` compares them at the next start.
-        write_private(self._folder / "service.key", _key_pem(key))
+        write_private(self._folder / "service.key", key_pem(key))
         write_private(self._folder / "service.pem", certificate.public_bytes(serialization.Encoding.PEM))
         return True
 
@@ -157,11 +155,14 @@ class Pki:
         return builder.sign(self._ca_key, hashes.SHA256())
 
     def _is_good(self, certificate: x509.Certificate, names: Sequence[x509.GeneralName]) -> bool:
-        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        if end - self._now() < (end - begin) * RENEW_BELOW_SHARE or certificate.issuer != self._ca.subject:
+        if not is_issued_by(certificate, self._ca):
             return False
-        key = _load_key(self._folder / "service.key")
-        if key is None or key.public_key() != certificate.public_key():
+        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if end - self._now() < (end - begin) * RENEW_BELOW_SHARE:
+            return False
+        try:
+            self.load_service_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        except (OSError, ssl.SSLError):  # the key is missing, damaged, or another one's
             return False
         covered = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return set(names) <= set(covered)
@@ -169,10 +170,12 @@ class Pki:
 
 def _open_ca(folder: Path, now: Callable[[], datetime]) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     pem = read_bytes(folder / "ca.pem")
-    key = _load_key(folder / "ca.key")
+    key = load_key(folder / "ca.key")
     if pem is not None:
-        certificate = _certificate(pem, folder)
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        certificate = read_certificate(pem)
+        if certificate is None or not is_issued_by(certificate, certificate):
+            raise StorageError(f"{folder / 'ca.pem'} is damaged", "restore it from a backup")
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not is_key_of(key, certificate):
             raise StorageError(
                 f"{folder / 'ca.key'} is missing or does not belong to ca.pem",
                 "restore both from a backup; deleting both makes a new CA, and every agent has to enrol again",
@@ -180,7 +183,7 @@ def _open_ca(folder: Path, now: Callable[[], datetime]) -> tuple[ec.EllipticCurv
         return key, certificate
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         key = ec.generate_private_key(ec.SECP256R1())
-        write_private(folder / "ca.key", _key_pem(key))
+        write_private(folder / "ca.key", key_pem(key))
     name = f"Understudy CA {x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()[:12]}"
     certificate = (
         _builder(name, None, key.public_key(), now(), CA_LIFE)
@@ -193,7 +196,7 @@ def _open_ca(folder: Path, now: Callable[[], datetime]) -> tuple[ec.EllipticCurv
 
 
 def _open_signing_key(folder: Path) -> Ed25519PrivateKey:
-    key = _load_key(folder / "sign.key")
+    key = load_key(folder / "sign.key")
     if key is None:
         if (folder / "sign.pub").exists():
             raise StorageError(
@@ -201,12 +204,18 @@ def _open_signing_key(folder: Path) -> Ed25519PrivateKey:
                 "restore it from a backup",
             )
         key = Ed25519PrivateKey.generate()
-        write_private(folder / "sign.key", _key_pem(key))
+        write_private(folder / "sign.key", key_pem(key))
     if not isinstance(key, Ed25519PrivateKey):
         raise StorageError(f"{folder / 'sign.key'} is not an Ed25519 key", "restore it from a backup")
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    if read_bytes(folder / "sign.pub") != public:
+    known = read_bytes(folder / "sign.pub")
+    if known is None:
         write_private(folder / "sign.pub", public)
+    elif known != public:  # 32 bytes with a flipped bit are an Ed25519 key as well, only another one
+        raise StorageError(
+            f"{folder / 'sign.key'} and sign.pub beside it do not belong together: one of them is damaged",
+            "restore both from a backup, or sign.pub from its copy; a sign.pub that is removed is made from sign.key",
+        )
     return key
 
 
@@ -270,30 +279,3 @@ def _requested_key(csr_pem: str) -> ec.EllipticCurvePublicKey:
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise BadMessage("the certificate signing request's key has another kind than ECDSA P-256")
     return key
-
-
-def _key_pem(key: Key) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _load_key(path: Path) -> Key | None:
-    """None if there is no such file."""
-    pem = read_bytes(path)
-    if pem is None:
-        return None
-    try:
-        key = serialization.load_pem_private_key(pem, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise StorageError(f"{path} is damaged", "restore it from a backup") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey | Ed25519PrivateKey):
-        raise StorageError(f"{path} holds a kind of key that is not ours", "restore it from a backup")
-    return key
-
-
-def _certificate(pem: bytes, folder: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(pem)
-    except ValueError:
-        raise StorageError(f"a certificate in {folder} is damaged", "restore it from a backup") from None

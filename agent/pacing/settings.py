@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.files import write_whole
 from agent.pacing.priority import Priority
 from agent.pacing.rate import LEAST_BYTES_A_SECOND, Limit, parse_hours
 from agent.protocol.errors import UsageError
@@ -48,15 +49,11 @@ def save(folder: Path, settings: Settings) -> None:
         and {"bytes_a_second": limit.bytes_a_second, "between": str(limit.between) if limit.between else None},
         "priority": settings.priority and settings.priority.value,
     }
-    path = folder / FILE
-    fresh = path.with_suffix(".tmp")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(document))
-        fresh.chmod(0o600)
-        fresh.replace(path)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}", "free space, or run as root") from None
+        raise UsageError(f"{folder} cannot be made: {error.strerror}", "run as root") from None
+    write_whole(folder / FILE, json.dumps(document).encode())
 
 
 def _limit(document: dict[str, Any]) -> Limit:

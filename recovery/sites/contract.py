@@ -155,7 +155,7 @@ class Site(Protocol):
         """See to it that the working state exists and has this size.
 
         New: all zeros. After a snapshot: the newest snapshot's content, cut or grown (with zeros). A working
-        state that exists keeps its content."""
+        state that exists keeps its content, unless its own structures are damaged: then it is made anew."""
         ...
 
     def open_volume(self, key: VolumeKey) -> VolumeIO:
@@ -205,13 +205,14 @@ class Site(Protocol):
         ...
 
     def check_unused(self, key: VolumeKey, point_id: str) -> None:
-        """Raises Conflict, saying why, if delete_snapshot would now. Changes nothing."""
+        """Raises what delete_snapshot would raise now. Changes nothing."""
         ...
 
     def delete_snapshot(self, key: VolumeKey, point_id: str) -> None:
         """Remove one; all others keep their content, whatever crashes in between; repeat to complete it.
 
-        Raises Conflict while something (an open volume, an instance) uses the chain it is part of."""
+        Raises Conflict while something (an open volume, an instance) uses the chain it is part of, StorageError where
+        structures are so damaged that a merge could harm another snapshot; either leaves this one as it is."""
         ...
 
     def delete_volume(self, key: VolumeKey) -> None:

@@ -1,7 +1,8 @@
 """Head: the open working state of one replica volume, with the digest of every block that it holds.
 
 The map says only what was proven: a block's digest is entered after its bytes were checked and written. When that
-cannot be said any more (a write failed half way) the head is `doubtful` and must be opened again, which reads it back.
+cannot be said any more (a write or a flush failed) the head is `doubtful` and must be opened again, which reads it
+back.
 """
 
 from __future__ import annotations
@@ -116,7 +117,11 @@ class Head:
         return True
 
     def flush(self) -> None:
-        self._io.flush()
+        try:
+            self._io.flush()
+        except BaseException:
+            self.doubtful = True  # the next one would succeed: what could not be written is told once, and forgotten
+            raise
 
     def close(self) -> None:
         with self._older_lock:

@@ -45,7 +45,13 @@ class PointArchive:
         parent = self._parent(manifest)
         chains = [self._store(manifest, parent, index, digest_map) for index, digest_map in enumerate(digests)]
         manifest = dataclasses.replace(manifest, digests=chains)
-        self._site.write_document(manifest.server_id, manifest.point.id + _PENDING, sealed(manifest, self._key))
+        name = manifest.point.id + _PENDING
+        try:
+            self._site.write_document(manifest.server_id, name, sealed(manifest, self._key))
+        except StorageError:
+            # it may be there all the same, only not durably; and the push goes on changing what it speaks of
+            self._site.delete_document(manifest.server_id, name)
+            raise
         return manifest
 
     def _store(self, manifest: Manifest, parent: Manifest | None, index: int, digests: DigestMap) -> list[str]:
@@ -100,10 +106,10 @@ class PointArchive:
         for index in range(len(manifest.point.volumes)):
             self._site.check_unused(VolumeKey(server_id, index), point_id)
         self._site.write_document(server_id, point_id + _DELETING, document)
-        self._carry_on_removal(manifest)
+        self._carry_on_removal(server_id, point_id)
 
-    def _carry_on_removal(self, manifest: Manifest) -> None:
-        server_id, point_id = manifest.server_id, manifest.point.id
+    def _carry_on_removal(self, server_id: str, point_id: str) -> None:
+        """By name alone: that a point is to be removed was decided, whatever has become of its documents."""
         try:
             with contextlib.suppress(NotFound):
                 self._site.delete_snapshot(VolumeKey(server_id, 0), point_id)
@@ -112,50 +118,85 @@ class PointArchive:
                 self._site.delete_document(server_id, point_id + _DELETING)
             raise
         self._site.delete_document(server_id, point_id + _MANIFEST)
-        self._finish_removal(server_id, point_id, len(manifest.point.volumes))
+        for key in self._volumes_of(server_id, point_id):
+            with contextlib.suppress(NotFound):
+                self._site.delete_snapshot(key, point_id)
+        self._site.delete_document(server_id, point_id + _DELETING)
+
+    def _volumes_of(self, server_id: str, point_id: str) -> list[VolumeKey]:
+        """Of a point that is being removed; all that the server has, where that cannot be read."""
+        try:
+            manifest = self._read(server_id, point_id + _DELETING)
+        except StorageError:
+            return [key for key in self._site.volumes() if key.server_id == server_id]
+        return [VolumeKey(server_id, index) for index in range(len(manifest.point.volumes))]
 
     def recover(self, server_id: str | None = None) -> list[Manifest]:
         """Carry commits and removals that a crash cut to their end, of one server or of all.
 
-        Returns the manifests of all points there are, each server's in the order in which they were made."""
+        Returns the manifests of all points there are, each server's in the order in which they were made. Of one
+        server: raises StorageError where a commit can be carried no further now."""
         names: dict[str, set[str]] = {}
         for owner, name in self._site.documents():
             if server_id in (None, owner):
                 names.setdefault(owner, set()).add(name)
-        return [manifest for owner in names for manifest in self._recover_server(owner, names[owner])]
+        at_start = server_id is None
+        return [
+            manifest for owner in names for manifest in self._recover_server(owner, names[owner], at_start=at_start)
+        ]
 
-    def _recover_server(self, server_id: str, names: set[str]) -> list[Manifest]:
+    def _recover_server(self, server_id: str, names: set[str], *, at_start: bool) -> list[Manifest]:
         """Each suffix is looked for from the longest on, since `.json` ends them all."""
         found: dict[str, Manifest] = {}
-        others: set[str] = set()  # being removed, or damaged
-        damaged = False
-        read: dict[str, Manifest] = {}
+        unsure = False  # what a manifest that cannot be read would name is not known
         for name in sorted(names):
-            if name.endswith(_MANIFEST):
+            if name.endswith(_MANIFEST) and not name.endswith((_PENDING, _DELETING)):
                 try:
-                    read[name] = self._read(server_id, name)
+                    found[owner_of(name)] = self._read(server_id, name)
                 except StorageError as error:  # one rotten file must not keep all other points from being used
-                    others.add(owner_of(name))
-                    damaged = True
+                    unsure = True
                     log.warning("a recovery point of %s cannot be used: %s", server_id, error)
-        for name, manifest in read.items():
-            if name.endswith(_DELETING):
-                log.warning("carrying on the removal of %s after a crash", manifest.point.id)
-                try:
-                    self._carry_on_removal(manifest)
-                except (Conflict, StorageError) as error:  # the next start, push or removal finds it again
-                    log.warning("the removal of %s waits: %s", manifest.point.id, error)
-                if not self.exists(server_id, manifest.point.id):
-                    others.add(manifest.point.id)
-        for name, manifest in read.items():
-            if name.endswith(_PENDING):
-                log.warning("carrying on the commit of %s after a crash", manifest.point.id)
-                self.complete(manifest)
-            if not name.endswith(_DELETING) and manifest.point.id not in others:
-                found[manifest.point.id] = manifest
-        if not damaged:  # what a manifest that cannot be read would name is not known
+        for point_id in sorted(owner_of(name) for name in names if name.endswith(_DELETING)):
+            log.warning("carrying on the removal of %s after a crash", point_id)
+            try:
+                self._carry_on_removal(server_id, point_id)
+            except (Conflict, StorageError) as error:  # the next start, push or removal finds it again
+                log.warning("the removal of %s waits: %s", point_id, error)
+            if not self.exists(server_id, point_id):
+                found.pop(point_id, None)
+        for point_id in sorted(owner_of(name) for name in names if name.endswith(_PENDING)):
+            try:
+                manifest = self._carry_on_commit(server_id, point_id)
+            except StorageError as error:
+                if not at_start:  # nothing may be built on what is not yet done
+                    raise
+                unsure = True
+                log.warning("the commit of %s waits: %s", point_id, error)
+                continue
+            if manifest is not None:
+                found[point_id] = manifest
+        if not unsure:
             self._drop_digests(server_id, names, found.values())
         return _in_order(found)
+
+    def _carry_on_commit(self, server_id: str, point_id: str) -> Manifest | None:
+        """None where there is nothing left to make a point of: nobody was told of it, and the next push makes another.
+
+        It has to be now or never: a working state that has changed since must never become this point."""
+        log.warning("carrying on the commit of %s after a crash", point_id)
+        try:
+            manifest = self._read(server_id, point_id + _PENDING)
+        except StorageError as error:
+            log.warning("the commit of %s is given up: %s", point_id, error)
+        else:
+            try:
+                self.complete(manifest)
+            except NotFound as error:
+                log.warning("the commit of %s is given up: %s", point_id, error)
+            else:
+                return manifest
+        self._site.delete_document(server_id, point_id + _PENDING)
+        return None
 
     def _drop_digests(self, server_id: str, names: Iterable[str], manifests: Iterable[Manifest]) -> None:
         """Delete the digest documents that none of all the server's points needs: of points that were removed, and of
@@ -164,12 +205,6 @@ class PointArchive:
         for name in names:
             if name.endswith(DIGESTS) and owner_of(name) not in needed:
                 self._site.delete_document(server_id, name)
-
-    def _finish_removal(self, server_id: str, point_id: str, volumes: int) -> None:
-        for index in range(volumes):
-            with contextlib.suppress(NotFound):
-                self._site.delete_snapshot(VolumeKey(server_id, index), point_id)
-        self._site.delete_document(server_id, point_id + _DELETING)
 
     # --- reading ---
 

@@ -95,9 +95,11 @@ def test_a_cache_that_is_wrong_is_noticed_before_it_is_trusted(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("restored", ["everything", "site", "database", "receiver"])
 def test_a_receiver_restored_from_yesterdays_backup_gets_what_it_lacks_and_no_more(
-    agent: Agent, image: Path, ledger: Ledger, service: Service, tmp_path: Path
+    agent: Agent, image: Path, ledger: Ledger, service: Service, tmp_path: Path, restored: str
 ) -> None:
+    """All of it, or only a part: what the site holds is what counts, and all else follows it."""
     agent.protect(image)
     yesterday = ledger.reported(agent.push(), image)
     service.stop()
@@ -105,15 +107,31 @@ def test_a_receiver_restored_from_yesterdays_backup_gets_what_it_lacks_and_no_mo
     shutil.copytree(service.data, backup, symlinks=True)
     service.start()
     changed = overwrite(image, [1, 2, 3, 240], 2)
-    lost = ledger.reported(agent.push(), image)
+    today = ledger.reported(agent.push(), image)
     service.kill()
-    shutil.rmtree(service.data)
-    shutil.copytree(backup, service.data, symlinks=True)
+    put_back(service.data, backup, restored)
     service.start()
-    assert [point["id"] for point in service.points(agent.server_name)] == [yesterday]
+    listed = [point["id"] for point in service.points(agent.server_name)]
+    if restored in ("everything", "site"):
+        assert listed == [yesterday]
+        del ledger.sums[today]  # made after the backup
+    else:
+        assert listed == [today, yesterday]
+        changed = 0
     changed += overwrite(image, [50], 3)
-    del ledger.sums[lost]  # made after the backup
     sends(agent, image, ledger, changed, DIGESTS_BYTES + CHATTER_BYTES)
+
+
+def put_back(data: Path, backup: Path, what: str) -> None:
+    """A part of the service's folder becomes what it was."""
+    patterns = {"everything": "*", "site": "site", "receiver": "receiver", "database": "understudy.sqlite*"}
+    for path in data.glob(patterns[what]):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in backup.glob(patterns[what]):
+        if path.is_dir():
+            shutil.copytree(path, data / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, data / path.name)
 
 
 def test_a_replaced_disk_with_the_same_content_elsewhere_costs_digests_and_no_content(

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from agent.protocol.errors import BadMessage, StorageError
 from agent.protocol.tokens import SERVICE_NAME
 from service.pki import Pki
+from tests.seeds import seeded
 from tests.service.certificates import key_pem, make_key, request_of
+from tests.service.receiver.verify.rot import flip
 
 
 def service_certificate(folder: Path) -> x509.Certificate:
@@ -150,6 +153,34 @@ def test_damaged_keys_are_named(tmp_path: Path) -> None:
     (tmp_path / "pki" / "sign.key").write_bytes(b"rubbish")
     with pytest.raises(StorageError, match=r"sign\.key is damaged"):
         Pki.open(tmp_path / "pki", "127.0.0.1")
+
+
+@pytest.mark.parametrize("name", ["ca.key", "ca.pem", "service.key", "service.pem", "sign.key", "sign.pub"])
+def test_a_flipped_bit_is_named_or_changes_nothing(tmp_path: Path, name: str) -> None:
+    """A key with a flipped bit may be a key as well: another one."""
+    rng, folder = seeded(), tmp_path / "pki"
+    Pki.open(folder, "127.0.0.1")
+    sound = {path.name: path.read_bytes() for path in folder.iterdir()}
+    key = make_key()
+    for _ in range(20):
+        for path, content in sound.items():
+            (folder / path).write_bytes(content)
+        flip(folder / name, rng.randrange(len(sound[name])), rng.randrange(8))
+        try:
+            pki = Pki.open(folder, "127.0.0.1")
+        except StorageError as error:
+            assert error.hint
+            continue
+        ca = x509.load_pem_x509_certificate(sound["ca.pem"])
+        assert pki.ca_fingerprint == ca.fingerprint(hashes.SHA256()).hex()
+        x509.load_pem_x509_certificate(
+            pki.issue_agent(request_of(key), "srv-1").pem.encode()
+        ).verify_directly_issued_by(ca)
+        service_certificate(folder).verify_directly_issued_by(ca)
+        pki.server_context()
+        signed = serialization.load_pem_public_key(sound["sign.pub"])
+        assert isinstance(signed, Ed25519PublicKey)
+        signed.verify(pki.signing_key.sign(b"a manifest"), b"a manifest")
 
 
 def test_requests_that_are_not_right_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent.protocol.errors import NotFound, StorageError
 from recovery.sites.local.durable import check_name, storage_errors, sync_file, sync_folder
-from recovery.sites.local.qcow2 import Header, cover, merge_down, read_header, resize
+from recovery.sites.local.qcow2 import Header, complaints, cover, merge_down, read_header, resize
 
 HEAD = "head"
 _IMAGE = ".qcow2"
@@ -79,11 +79,13 @@ class Chain:
         """Mark, merge the child down, give the merged file the child's name. Repeatable from any instant on.
 
         Until the rename the child has all that it held, and its backing file reads the same wherever the child
-        shows through; after it the former backing file is the child.
+        shows through; after it the former backing file is the child. Raises StorageError, and leaves the point as it
+        is, where the structures of either file are damaged.
         """
         path, marker = self.point(point_id), self._marker(point_id)
         with storage_errors(f"delete recovery point {point_id}"):
             if path.exists():
+                self.check_mergeable(point_id)
                 marker.touch()
                 sync_folder(self.folder)
                 self._merge(path)
@@ -101,6 +103,19 @@ class Chain:
             if self.head.exists() or not self._marker(name).exists():
                 return
             self.delete(name)
+
+    def check_mergeable(self, point_id: str) -> None:
+        """Raises StorageError for a point whose file, or its child's, has damaged structures: what is written into a
+        file that counts its own space wrongly may land on what other points hold."""
+        path = self.point(point_id)
+        if not path.exists() or self._marker(point_id).exists():  # gone, or begun when it was sound
+            return
+        child = self._child(path)
+        wrong = [] if child is None else complaints(path) + complaints(child)
+        if wrong:
+            raise StorageError(
+                f"nothing can be merged: {wrong[0]}", "restore the file from a copy of the site's folder"
+            )
 
     def _merge(self, path: Path) -> None:
         child = self._child(path)
@@ -123,20 +138,37 @@ class Chain:
         with self._renaming:
             path.replace(child)
 
+    def damage_of_head(self) -> str | None:
+        """What makes the working state unfit to be written to, if anything does. It has to be there, and closed."""
+        try:
+            backing = read_header(self.head).backing
+        except StorageError as error:
+            return error.message
+        order = self._order()
+        if backing != (self.point(order[-1]).name if order else None):
+            return f"{self.head} stands on {backing!r}, which is not the newest point"
+        return next(iter(complaints(self.head)), None)
+
+    def drop_head(self) -> None:
+        self.head.unlink()
+        sync_folder(self.folder)
+
     def _child(self, path: Path) -> Path | None:
         for other, header in self._headers().items():
             if header.backing == path.name:
                 return other
+        if self.head.exists() and read_header(self.head).backing == path.name:
+            return self.head
         return None
 
     def _headers(self) -> dict[Path, Header]:
+        """Of the point files: a working state that is damaged keeps nobody from them."""
         with storage_errors(f"list {self.folder}"), self._renaming:
-            return {path: read_header(path) for path in self.folder.glob(f"*{_IMAGE}")}
+            return {path: read_header(path) for path in self.folder.glob(f"*{_IMAGE}") if path != self.head}
 
     def _order(self) -> list[str]:
         """Every point file, oldest first."""
         headers = self._headers()
-        headers.pop(self.head, None)
         child_of = {header.backing: path for path, header in headers.items()}
         if len(child_of) != len(headers):
             raise StorageError(f"the point files in {self.folder} form no single chain", "see qemu-img info of each")

@@ -274,7 +274,7 @@ class Instances:
             return _Record.from_bytes(path.read_bytes())
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SiteError(f"{path} is damaged", f"end the instance {instance_id}, and launch anew") from error
 
     def _existing(self, instance_id: str) -> _Record:

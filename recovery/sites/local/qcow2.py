@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agent.protocol.errors import StorageError
 from recovery.sites.contract import Extent
@@ -18,6 +19,8 @@ from recovery.sites.local.volume_io import LocalVolumeIO
 
 SECTOR_BYTES = 512
 MAX_LAYERS = 10_000
+WINDOW_BYTES = 8 << 30
+"""Of an image's map read at once: a large disk's may have millions of entries, as JSON."""
 
 MAX_NAME_BYTES = 1023  # as qcow2 has it
 _FROM_A_COPY = "restore the file from a copy of the site's folder"
@@ -111,17 +114,29 @@ def cover(path: Path, start: int) -> None:
 
 def allocated(path: Path) -> list[Extent]:
     """What this one file holds, zeros included, without looking at its backing file. The file may be in use."""
-    listed = qemu_img("map", "--output=json", "-U", f"json:{json.dumps(_alone(path))}", doing=f"read the map of {path}")
-    return merged(Extent(entry["start"], entry["length"]) for entry in json.loads(listed) if entry["present"])
+    size_bytes, alone = read_header(path).size_bytes, f"json:{json.dumps(_alone(path))}"
+    found: list[Extent] = []
+    for at in range(0, size_bytes, WINDOW_BYTES):
+        entries = _entries(path, Extent(at, min(WINDOW_BYTES, size_bytes - at)), alone)
+        found += merged(_extent(entry) for entry in entries if entry["present"])
+    return merged(found)
 
 
 def data(path: Path, within: Extent) -> list[Extent]:
     """Where the file and its backing chain hold anything but zeros. The file may be in use."""
-    listed = qemu_img(
-        "map", "--output=json", "-U", "-f", "qcow2", f"--start-offset={within.offset}", f"--max-length={within.length}",
-        str(path), doing=f"read the map of {path}",
-    )  # fmt: skip
-    return merged(Extent(entry["start"], entry["length"]) for entry in json.loads(listed) if not entry["zero"])
+    return merged(_extent(entry) for entry in _entries(path, within, "-f", "qcow2", str(path)) if not entry["zero"])
+
+
+def _entries(path: Path, within: Extent, *image: str) -> list[dict[str, Any]]:
+    """What `qemu-img map` says of a part of an image."""
+    part = (f"--start-offset={within.offset}", f"--max-length={within.length}")
+    listed = qemu_img("map", "--output=json", "-U", *part, *image, doing=f"read the map of {path}")
+    entries: list[dict[str, Any]] = json.loads(listed)
+    return entries
+
+
+def _extent(entry: dict[str, Any]) -> Extent:
+    return Extent(entry["start"], entry["length"])
 
 
 def complaints(path: Path) -> list[str]:

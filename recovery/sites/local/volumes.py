@@ -57,8 +57,15 @@ class Volumes:
         with self._change(key), storage_errors(f"make volume {key.index} of {key.server_id}"):
             make_folder(chain.folder)
             if chain.head.exists():
-                qcow2.resize(chain.head, size_bytes)
-                return
+                damage = chain.damage_of_head()
+                if damage is None:
+                    qcow2.resize(chain.head, size_bytes)
+                    return
+                # only what a push brought that made no point of it: the next one brings it again
+                _log.warning(
+                    "the working state of volume %d of %s is thrown away: %s", key.index, key.server_id, damage
+                )
+                chain.drop_head()
             chain.drop_unfinished_tip()
             points = chain.points()
             qcow2.create(chain.head, size_bytes, chain.point(points[-1]).name if points else None)
@@ -94,8 +101,7 @@ class Volumes:
         chain = self.chain(key)
         with self._change(key), storage_errors(f"revert volume {key.index} of {key.server_id}"):
             if chain.head.exists():
-                chain.head.unlink()
-                sync_folder(chain.folder)
+                chain.drop_head()
 
     def snapshot(self, key: VolumeKey, point_id: str) -> None:
         with self._change(key):
@@ -135,6 +141,7 @@ class Volumes:
     def check_unused(self, key: VolumeKey, point_id: str) -> None:
         with self._change(key, readers_too=True):
             self._refuse_used(key, point_id)
+            self.chain(key).check_mergeable(point_id)
 
     def delete_snapshot(self, key: VolumeKey, point_id: str) -> None:
         with self._change(key, readers_too=True):

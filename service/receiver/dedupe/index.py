@@ -43,6 +43,9 @@ _COUNT = struct.Struct("<Q")
 _LIVE = b"live"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
+_DAMAGE = (lmdb.Error, struct.error, UnicodeDecodeError)
+"""What reading may raise where bits have flipped."""
+
 log = logging.getLogger(__name__)
 
 
@@ -59,16 +62,21 @@ class ContentIndex:
     """Calls may come from several threads. None raises: what fails is logged once, and means fewer hints."""
 
     def __init__(self, environment: lmdb.Environment, marker: Path) -> None:
+        """Takes the environment over, also when it raises what a damaged file makes it raise."""
         self._environment = environment
         self._marker = marker
-        self._names = environment.open_db(b"names")
-        self._hints = environment.open_db(b"hints")
         self._writing = threading.Lock()
         self._resting_until: float | None = None
         self._closed = False
-        with environment.begin(db=self._names) as transaction:
-            found = {key: value for key, value in transaction.cursor() if key != _LIVE}
-        self._numbers = {key.decode(): _NUMBER.unpack(value)[0] for key, value in found.items()}
+        try:
+            self._names = environment.open_db(b"names")
+            self._hints = environment.open_db(b"hints")
+            with environment.begin(db=self._names) as transaction:
+                found = {key: value for key, value in transaction.cursor() if key != _LIVE}
+            self._numbers = {key.decode(): _NUMBER.unpack(value)[0] for key, value in found.items()}
+        except _DAMAGE:
+            environment.close()
+            raise
         self._server_of = {number: name[7:] for name, number in self._numbers.items() if name.startswith("server ")}
 
     @classmethod
@@ -82,7 +90,7 @@ class ContentIndex:
                 _discard(folder)
             try:
                 return cls(_environment(folder), marker)
-            except lmdb.Error as error:
+            except _DAMAGE as error:
                 log.warning("the dedupe index is made anew: %s", error)
                 _discard(folder)
                 return cls(_environment(folder), marker)
@@ -103,8 +111,12 @@ class ContentIndex:
 
     @property
     def entries(self) -> int:
-        with self._environment.begin() as transaction:
-            return int(transaction.stat(self._hints)["entries"])
+        try:
+            with self._environment.begin() as transaction:
+                return int(transaction.stat(self._hints)["entries"])
+        except _DAMAGE as error:
+            self._rest(error)
+            return 0
 
     @property
     def wants_refill(self) -> bool:
@@ -113,9 +125,13 @@ class ContentIndex:
 
     def _live(self) -> int | None:
         """Entries after the last refill."""
-        with self._environment.begin(db=self._names) as transaction:
-            live = transaction.get(_LIVE)
-        return None if live is None else int(_COUNT.unpack(live)[0])
+        try:
+            with self._environment.begin(db=self._names) as transaction:
+                live = transaction.get(_LIVE)
+            return None if live is None else int(_COUNT.unpack(live)[0])
+        except _DAMAGE as error:
+            self._rest(error)
+            return None
 
     def _overgrown(self) -> bool:
         """Is most of it likely to be of content that is gone?"""
@@ -130,7 +146,7 @@ class ContentIndex:
         try:
             with self._environment.begin(db=self._hints) as transaction, transaction.cursor() as cursor:
                 return bool(cursor.set_range(prefix)) and bytes(cursor.key()).startswith(prefix)
-        except lmdb.Error as error:
+        except _DAMAGE as error:
             self._rest(error)
             return False
 
@@ -143,10 +159,10 @@ class ContentIndex:
         try:
             with self._environment.begin(db=self._hints) as transaction:
                 found = [transaction.get(prefix + digest[:_KEY_DIGEST_BYTES]) for digest in digests]
-        except lmdb.Error as error:
+            return [self._place(value) if value is not None else None for value in found]
+        except _DAMAGE as error:
             self._rest(error)
             return [None] * len(digests)
-        return [self._place(value) if value is not None else None for value in found]
 
     def add(self, tenant: str, server_id: str, volume: int, indices: Iterable[int], digests: bytes) -> None:
         """The volume holds these blocks; `digests` has 32 bytes for each. What is known of elsewhere stays."""
@@ -203,7 +219,7 @@ class ContentIndex:
             try:
                 with self._environment.begin(write=True) as transaction:
                     yield transaction
-            except lmdb.Error as error:
+            except _DAMAGE as error:
                 self._numbers = numbers
                 self._rest(error)
             else:
@@ -211,7 +227,7 @@ class ContentIndex:
                     self._resting_until = None
                     log.info("the dedupe index takes entries again")
 
-    def _rest(self, error: lmdb.Error) -> None:
+    def _rest(self, error: Exception) -> None:
         if self._resting_until is None:
             log.warning("the dedupe index takes no more entries for now, pushes go on without: %s", error)
         self._resting_until = time.monotonic() + REST_SECONDS

@@ -29,23 +29,33 @@ from agent.protocol.errors import (
 from agent.protocol.frames import Answer, encode_blocks, encode_offer
 from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import BeginRequest, CommitRequest, VolumeDeclaration
+from agent.protocol.pages import SUM_BYTES, Patch, differing_pages, encode_patches, page_count
 from recovery.sites.contract import VolumeKey
 from service.receiver.dedupe.index import ContentIndex
+from service.receiver.manifest import Manifest
 from service.receiver.points import PointArchive
 from service.receiver.receiver import Receiver
-from service.receiver.retention import Retention
+from service.receiver.retention import Retention, superfluous
+from service.receiver.seed import SEEDER
 from service.store.database import Database
 from service.store.points import PointStore
-from tests.service.receiver.memory_site import MemorySite
+from tests.service.receiver.dedupe.estate import Machine
+from tests.service.receiver.memory_site import Killed, MemorySite
 from tests.service.receiver.pushing import SERVER
 
-BLOCK = 4096
+BLOCK = 8192
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 sizes = st.sampled_from([BLOCK, 5 * BLOCK + 512, 6 * BLOCK])
 volumes = st.integers(0, 1)
 contents = st.sampled_from([b"\0", b"\0", b"a", b"b", b"ab", b"c" * 7, b"noise"])
 rarely = st.sampled_from([False, False, False, True])
+ages = st.sampled_from([0, 0, 0, 0, 1, 2, 9])
+"""How many sessions ago somebody speaks of; long ago is one that never was."""
 some_blocks = st.sets(st.integers(0, 5), min_size=1)
+
+
+def blocks_of(image: bytes) -> list[bytes]:
+    return [image[at : at + BLOCK] for at in range(0, len(image), BLOCK)]
 
 
 def filled(content: bytes, length: int) -> bytes:
@@ -62,10 +72,12 @@ class Protocol(RuleBasedStateMachine):
         self.site = MemorySite()
         shutil.copy(empty_database(), self.path / "db.sqlite")
         self.database = Database.open(f"sqlite:///{self.path / 'db.sqlite'}")
-        self.rows = PointStore(self.database)
+        self.rows = FusedRows(self.database, self.site)
         self.images = [bytes(6 * BLOCK), bytes(BLOCK)]
         self.sessions: list[tuple[str, list[BlockGrid]]] = [("pt-2222222222", [BlockGrid(6 * BLOCK, BLOCK)])]
         self.points: dict[str, list[bytes]] = {}
+        self.others: dict[str, dict[str, bytes]] = {}
+        """Points of other servers: server id -> point id -> content."""
         self.index: ContentIndex | None = None
         self.start()
 
@@ -108,10 +120,10 @@ class Protocol(RuleBasedStateMachine):
             begun = self.receiver.begin(SERVER.id, lambda: SERVER, request)
             self.sessions.append((begun.session, [BlockGrid(len(image), BLOCK) for image in self.images]))
 
-    @rule(volume=volumes, blocks=some_blocks, content=st.none() | contents, late=rarely)
-    def offer(self, volume: int, blocks: set[int], content: bytes | None, late: bool) -> None:
+    @rule(volume=volumes, blocks=some_blocks, content=st.none() | contents, ago=ages)
+    def offer(self, volume: int, blocks: set[int], content: bytes | None, ago: int) -> None:
         """Of what the source holds, or of something else (`content`), in the newest session or in one long gone."""
-        session, named, data = self._blocks(volume, blocks, content, late)
+        session, named, data = self._blocks(volume, blocks, content, ago)
         if not named:
             return
         body = encode_offer(named, b"".join(map(block_digest, data)))
@@ -120,9 +132,9 @@ class Protocol(RuleBasedStateMachine):
             for digest, answer in zip(map(block_digest, data), answers, strict=True):
                 assert digest != ZERO_DIGEST or answer == Answer.HAVE
 
-    @rule(volume=volumes, blocks=some_blocks, content=st.none() | contents, late=rarely, times=st.integers(1, 2))
-    def send(self, volume: int, blocks: set[int], content: bytes | None, late: bool, times: int) -> None:
-        session, named, data = self._blocks(volume, blocks, content, late)
+    @rule(volume=volumes, blocks=some_blocks, content=st.none() | contents, ago=ages, times=st.integers(1, 2))
+    def send(self, volume: int, blocks: set[int], content: bytes | None, ago: int, times: int) -> None:
+        session, named, data = self._blocks(volume, blocks, content, ago)
         body = encode_blocks(named, b"".join(map(block_digest, data)), data)
         for _ in range(times if named else 0):
             with expected(SessionError, BadFrame):
@@ -130,7 +142,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(volume=volumes, blocks=some_blocks, content=contents)
     def send_what_is_not_what_it_is_said_to_be(self, volume: int, blocks: set[int], content: bytes) -> None:
-        session, named, data = self._blocks(volume, blocks, content, late=False)
+        session, named, data = self._blocks(volume, blocks, content, ago=0)
         if not named or not any(any(block) for block in data):
             return
         body = encode_blocks(named, ZERO_DIGEST * len(named), data)
@@ -139,7 +151,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(volume=volumes, blocks=some_blocks, cut=st.integers(1, 200), bit=st.integers(0, 1 << 16))
     def send_what_was_damaged_on_the_way(self, volume: int, blocks: set[int], cut: int, bit: int) -> None:
-        session, named, data = self._blocks(volume, blocks, None, late=False)
+        session, named, data = self._blocks(volume, blocks, None, ago=0)
         if not named:
             return
         body = bytearray(encode_blocks(named, b"".join(map(block_digest, data)), data))
@@ -148,17 +160,39 @@ class Protocol(RuleBasedStateMachine):
             with expected(SessionError, BadFrame, DigestMismatch):  # some bits of a zstd frame mean nothing
                 self.receiver.blocks(SERVER.id, session, volume, damaged)
 
-    @rule(late=rarely)
-    def commit(self, late: bool) -> None:
+    @rule(volume=volumes, blocks=some_blocks, content=st.none() | contents, ago=ages, bits=st.integers(0, 3))
+    def patch(self, volume: int, blocks: set[int], content: bytes | None, ago: int, bits: int) -> None:
+        """As the sums say which pages differ, or just any pages: what does not come out right is not taken."""
+        session, named, data = self._blocks(volume, blocks, content, ago)
+        if not named:
+            return
+        grid = self._session(ago)[1][volume]
+        with expected(SessionError, BadFrame):
+            offer = encode_offer(named, b"".join(map(block_digest, data)))
+            answers = self.receiver.offer(SERVER.id, session, volume, offer, with_sums=True)
+            sums, patches = answers[len(named) :], []
+            for index, block, answer in zip(named, data, answers, strict=False):
+                pages = [page for page in range(page_count(len(block))) if bits >> page & 1]
+                if answer == Answer.DIFFERS:
+                    width = page_count(len(block)) * SUM_BYTES
+                    pages, sums = differing_pages(block, sums[:width]) if bits == 3 else pages, sums[width:]
+                patches.append(Patch.of(index, block_digest(block), memoryview(block), pages))
+            assert not sums
+            head, payload = encode_patches(patches, grid, 1)
+            reply = self.receiver.blocks(SERVER.id, session, volume, head + bytes(payload))
+            assert reply.written_blocks + len(reply.mismatched) == len(named)
+
+    @rule(ago=ages)
+    def commit(self, ago: int) -> None:
         """Of what the source holds now, which may or may not be what was sent."""
-        self._commit(list(self.images), late)
+        self._commit(list(self.images), ago)
 
     @precondition(lambda self: self.points)
-    @rule(late=rarely, data=st.data())
-    def commit_something_else(self, late: bool, data: st.DataObject) -> None:
+    @rule(ago=ages, data=st.data())
+    def commit_something_else(self, ago: int, data: st.DataObject) -> None:
         """An older state of the source, or one that never was."""
         image = data.draw(st.sampled_from([*self.points.values(), [bytes(6 * BLOCK), bytes(BLOCK)]]))
-        self._commit(image, late)
+        self._commit(image, ago)
 
     @rule(volume=volumes, blocks=some_blocks, content=contents, dies=rarely)
     def change_and_push_in_good_order(self, volume: int, blocks: set[int], content: bytes, dies: bool) -> None:
@@ -172,14 +206,68 @@ class Protocol(RuleBasedStateMachine):
         """There is always a way on: what an agent does that asks where things stand."""
         self.begin(machine="machine-1", own=True)
         for volume in range(len(self.images)):
-            session, named, data = self._blocks(volume, set(range(6)), None, late=False)
+            session, named, data = self._blocks(volume, set(range(6)), None, ago=0)
             digests = [block_digest(block) for block in data]
             answers = self.receiver.offer(SERVER.id, session, volume, encode_offer(named, b"".join(digests)))
             lacking = {block for block, answer in zip(named, answers, strict=True) if answer == Answer.LACKING}
-            self.send(volume=volume, blocks=lacking, content=None, late=False, times=1)
+            self.send(volume=volume, blocks=lacking, content=None, ago=0, times=1)
         session = self.sessions[-1][0]
-        self._commit(list(self.images), late=False)
+        self._commit(list(self.images), ago=0)
         assert self.points[session] == self.images
+
+    @rule(changes=st.integers(0, 12), volume=volumes, blocks=some_blocks, content=contents)
+    def die_in_the_middle(self, changes: int, volume: int, blocks: set[int], content: bytes) -> None:
+        """Between any two things that a push in good order changes, at the site or in the database."""
+        self.change(volume=volume, blocks=blocks, content=content)
+        self.site.fuse.left = changes
+        try:
+            self.push_in_good_order()
+        except Killed:
+            self.die(scribble=False)
+            session = self.sessions[-1][0]
+            if session in [point.id for point in self.rows.newest_first(SERVER.id)]:  # it was to be, before it died
+                self.points.setdefault(session, list(self.images))
+            for ids, server_id in [(list(made), server_id) for server_id, made in self.others.items()]:
+                assert [point.id for point in self.rows.newest_first(server_id)] == ids[::-1]
+        self.site.fuse.left = None
+
+    @rule(changes=st.integers(0, 8), keep=st.integers(1, 2))
+    def die_in_retention(self, changes: int, keep: int) -> None:
+        doomed = superfluous(list(self.points)[::-1], keep)
+        self.site.fuse.left = changes
+        try:
+            self.retain(keep)
+        except Killed:
+            self.die(scribble=False)
+            left = [point.id for point in self.rows.newest_first(SERVER.id)]
+            for gone in [point for point in self.points if point not in left]:
+                assert gone in doomed
+                del self.points[gone]
+        self.site.fuse.left = None
+
+    @rule(name=st.sampled_from(["db", "mail"]), tenant=st.sampled_from(["default", "other"]), data=st.data())
+    def another_server_pushes(self, name: str, tenant: str, data: st.DataObject) -> None:
+        """Of the same tenant or not: what it brings may be copied by its own tenant's servers alone."""
+        machine = Machine(self, f"{name}-{tenant}", tenant, BLOCK)  # type: ignore[arg-type]  # it pushes to our receiver
+        image = b"".join(filled(data.draw(contents), BLOCK) for _ in range(3))
+        theirs = {block for made in self._of_tenant(tenant) for block in blocks_of(made)}
+        point = machine.push(image)
+        self.others.setdefault(machine.id, {})[point.id] = image
+        if tenant == "other":
+            assert {blocks_of(image)[block] for block in machine.copied} <= theirs
+
+    @rule(volume=volumes, blocks=some_blocks)
+    def take_in_a_seed(self, volume: int, blocks: set[int]) -> None:
+        """As far as it goes: what it brought stays in the working state, proven."""
+        self.begin(machine=SEEDER, own=True)
+        self.send(volume=volume, blocks=blocks, content=None, ago=0, times=1)
+        session = self.receiver.sessions.current(SERVER.id)
+        if session is not None:
+            self.receiver.close_session(session, "the seed was taken in", remember=False)
+
+    @rule()
+    def fence(self) -> None:
+        self.receiver.fence(SERVER.id, "it was failed over")
 
     @rule()
     def abandon(self) -> None:
@@ -206,7 +294,7 @@ class Protocol(RuleBasedStateMachine):
         before = list(self.images)
         self.change(volume=volume, blocks=blocks, content=content)
         self.begin(machine="machine-1", own=True)
-        self.send(volume=volume, blocks=blocks, content=None, late=False, times=1)
+        self.send(volume=volume, blocks=blocks, content=None, ago=0, times=1)
         self.die(scribble=False)
         self.images = before
         self.push_in_good_order()
@@ -230,13 +318,28 @@ class Protocol(RuleBasedStateMachine):
                 assert digests.root() == digests_of(image).root()
                 digests.close()
 
+    @invariant()
+    def other_servers_points_are_theirs(self) -> None:
+        for server_id, made in self.others.items():
+            assert [point.id for point in self.rows.newest_first(server_id)] == list(made)[::-1]
+            for point_id, image in made.items():
+                held = self.site.open_snapshot(VolumeKey(server_id, 0), point_id)
+                assert held.read(0, held.size_bytes) == image
+
     # --- helpers ---
 
+    def _of_tenant(self, tenant: str) -> list[bytes]:
+        """What other servers of the tenant have in points."""
+        return [made for server, points in self.others.items() if server.endswith(tenant) for made in points.values()]
+
+    def _session(self, ago: int) -> tuple[str, list[BlockGrid]]:
+        return self.sessions[max(0, len(self.sessions) - 1 - ago)]
+
     def _blocks(
-        self, volume: int, blocks: set[int], content: bytes | None, late: bool
+        self, volume: int, blocks: set[int], content: bytes | None, ago: int
     ) -> tuple[str, list[int], list[bytes]]:
         """(session, the blocks that there are in it, what is said of them)."""
-        session, grids = self.sessions[0 if late else -1]
+        session, grids = self._session(ago)
         if volume >= len(grids):
             return session, [], []
         grid, image = grids[volume], self.images[volume]
@@ -246,8 +349,8 @@ class Protocol(RuleBasedStateMachine):
         held = image[: grid.size_bytes].ljust(grid.size_bytes, b"\0")
         return session, named, [held[grid.offset(block) :][: grid.length(block)] for block in named]
 
-    def _commit(self, images: list[bytes], late: bool) -> None:
-        session = self.sessions[0 if late else -1][0]
+    def _commit(self, images: list[bytes], ago: int) -> None:
+        session = self._session(ago)[0]
         request = CommitRequest(
             roots=[digests_of(image).root().hex() for image in images],
             consistency="crash",
@@ -259,6 +362,26 @@ class Protocol(RuleBasedStateMachine):
             if point.id not in self.points:  # a commit may be repeated, and gives the same
                 assert point.id == session
                 self.points[point.id] = list(images)
+
+
+class FusedRows(PointStore):
+    """Rows whose changes burn the site's fuse as well."""
+
+    def __init__(self, database: Database, site: MemorySite) -> None:
+        super().__init__(database)
+        self._fuse = site.fuse
+
+    def add(self, manifest: Manifest) -> None:
+        self._fuse.burn()
+        super().add(manifest)
+
+    def restore(self, manifests: list[Manifest]) -> None:
+        self._fuse.burn()
+        super().restore(manifests)
+
+    def remove(self, point_id: str) -> None:
+        self._fuse.burn()
+        super().remove(point_id)
 
 
 class NoRuns:

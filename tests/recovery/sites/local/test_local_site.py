@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import socket
 import stat
@@ -15,11 +16,11 @@ import pytest
 
 from agent.protocol.errors import SiteError, StorageError, ToolMissing
 from recovery.sites.contract import InstanceSpec, InstanceState, NetworkMode, VolumeKey
-from recovery.sites.local import LocalSite, accel, qemu
+from recovery.sites.local import LocalSite, accel, qcow2, qemu
 from recovery.sites.local.tools import await_exit, command_line
 from tests.patience import PATIENCE_SECONDS
 from tests.ports import free_port
-from tests.recovery.sites.conftest import KEY, content, make_point
+from tests.recovery.sites.conftest import KEY, content, make_point, write
 
 Specs = Callable[..., InstanceSpec]
 
@@ -246,3 +247,19 @@ def test_a_guest_with_an_address_of_its_own_starts(
     """QEMU takes the network only when gateway, name server and guest are different addresses of it."""
     launched = local_site.launch(bootable(address=address, ports={80: 0}))
     assert launched.state is InstanceState.RUNNING, launched.detail
+
+
+@pytest.mark.parametrize("window_blocks", [1, 3, 7])
+def test_what_a_working_state_holds_is_the_same_however_much_is_asked_for_at_once(
+    local_site: LocalSite, window_blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, block = random.Random(window_blocks), 65536
+    size = 64 * block + 1536
+    make_point(local_site, KEY, "p0", (0, b"x" * size), size=size)
+    local_site.make_volume(KEY, size)
+    written = sorted(rng.sample(range(65), 30))
+    write(local_site, KEY, *((at * block, b"y" * min(block, size - at * block)) for at in written))
+    monkeypatch.setattr(qcow2, "WINDOW_BYTES", window_blocks * block)
+    changes = local_site.changes(KEY)
+    assert [at for at in range(65) if any(e.offset <= at * block < e.offset + e.length for e in changes)] == written
+    assert changes == qcow2.merged(changes)

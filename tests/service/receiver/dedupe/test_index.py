@@ -197,3 +197,25 @@ def test_when_most_of_it_is_old_it_is_emptied_and_filled_again(
     assert index.wants_refill
     index.begin_refill()
     assert (index.entries, index.wants_refill) == (0, True)
+
+
+@pytest.mark.parametrize("name", [b"server srv-a", b"tenant default", b"live"])
+def test_an_index_whose_numbers_have_rotted_is_made_anew_or_says_less(folder: Path, name: bytes) -> None:
+    """The length of what is kept beside a name changes by one."""
+    made = opened(folder)
+    made.add("default", "srv-a", 0, [1, 2], ONE + TWO)
+    made.end_refill()
+    made.close()
+    file = folder / "data.mdb"
+    content = bytearray(file.read_bytes())
+    at = content.find(name)
+    while at >= 0:
+        content[at - 8] ^= 1  # LMDB's node begins with the length of its value
+        at = content.find(name, at + 1)
+    file.write_bytes(content)
+    again = opened(folder)
+    assert again.find("default", [ONE, TWO]) in ([None, None], [Place("srv-a", 0, 1), Place("srv-a", 0, 2)])
+    assert again.entries in (0, 2)
+    again.wants_refill  # noqa: B018  # does not raise
+    again.knows("default")
+    again.close()
