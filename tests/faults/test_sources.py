@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -201,23 +203,30 @@ class TestDevices:
     def test_an_agent_killed_while_it_froze_leaves_nothing_frozen(
         self, agent: Agent, ledger: Ledger, service: Service, tmp_path: Path, killed_together: bool
     ) -> None:
-        backing = filesystem(tmp_path, 512 << 20)
-        with loop_device(backing) as device, mounted(device, tmp_path / "mount") as mount:
-            # Without the change tracker the whole disk is read while frozen: long enough to be caught at it.
-            agent.prefix = in_private_mounts("mount --bind /dev/null /sys/kernel/btf/vmlinux")
-            agent.protect(device)
-            try:
-                with writer(mount) as writing:
-                    limit = time.monotonic() + PATIENCE_SECONDS
-                    while not killed_while_frozen(agent, writing, killed_together):
-                        assert time.monotonic() < limit, "no push was caught while it froze"
-                    before = time.monotonic()
-                    while writing.written_at < before:
-                        assert time.monotonic() < before + PATIENCE_SECONDS, "the filesystem stayed frozen"
-                        time.sleep(0.05)
-            finally:
-                subprocess.run(["fsfreeze", "--unfreeze", mount], check=False, capture_output=True)
-            agent.prefix = ()
+        """`killed_together`: with the process that thaws; then what systemd would run thaws."""
+        thawed = False
+        with slowly_read(agent, tmp_path) as mount, writer(mount) as writing:
+            while not thawed:
+                pushing, freezers = caught_while_frozen(agent, writing)
+                for pid in [*(freezers if killed_together else []), pushing.pid]:
+                    os.kill(pid, signal.SIGKILL)
+                ended(pushing)
+                thawed = not killed_together or bool(agent.ask("thaw", "--json").document["thawed"])
+            writing.await_write()
+        agent.push().document  # noqa: B018  # asserts
+
+    def test_a_receiver_that_is_gone_while_the_agent_froze_leaves_nothing_frozen(
+        self, agent: Agent, ledger: Ledger, service: Service, tmp_path: Path
+    ) -> None:
+        with slowly_read(agent, tmp_path) as mount, writer(mount) as writing:
+            agent.push().document  # noqa: B018  # asserts
+            before = [point["id"] for point in service.points("web01")]
+            pushing, _ = caught_while_frozen(agent, writing)
+            service.kill()
+            assert "cannot reach" in ended(pushing).complaint
+            writing.await_write()
+            service.start()
+            assert [point["id"] for point in service.points("web01")] == before
             agent.push().document  # noqa: B018  # asserts
 
 
@@ -256,6 +265,13 @@ class writer:  # noqa: N801  # reads as what it is, a context
         waits_in = Path(f"/proc/self/task/{self._thread.native_id}/wchan").read_text()
         return "percpu" in waits_in or time.monotonic() - self.written_at > 2.0
 
+    def await_write(self) -> None:
+        """A write that comes back after now."""
+        before = time.monotonic()
+        while self.written_at < before:
+            assert time.monotonic() < before + PATIENCE_SECONDS, "the filesystem stayed frozen"
+            time.sleep(0.05)
+
     def __enter__(self) -> writer:
         self._thread.start()
         return self
@@ -266,17 +282,29 @@ class writer:  # noqa: N801  # reads as what it is, a context
         assert not self._thread.is_alive(), "a write never came back"
 
 
-def killed_while_frozen(agent: Agent, writing: writer, killed_together: bool) -> bool:
-    """Push until writes are seen to wait, then SIGKILL the agent; with it the process that thaws, if told so: then
-    what systemd would run thaws. False if the push was not caught."""
-    pushing = agent.begin("push")
-    while pushing.poll() is None:
-        time.sleep(0.002)
-        if not (writing.held_up and (freezers := children(pushing.pid))):
-            continue
-        for pid in [*(freezers if killed_together else []), pushing.pid]:
-            os.kill(pid, signal.SIGKILL)
+@contextlib.contextmanager
+def slowly_read(agent: Agent, folder: Path) -> Iterator[Path]:
+    """The agent protects a mounted disk, without the change tracker: the whole disk is read while frozen, long enough
+    to be caught at it. Gives where it is mounted."""
+    backing = filesystem(folder, 512 << 20)
+    with loop_device(backing) as device, mounted(device, folder / "mount") as mount:
+        agent.prefix = in_private_mounts("mount --bind /dev/null /sys/kernel/btf/vmlinux")
+        agent.protect(device)
+        try:
+            yield mount
+        finally:
+            agent.prefix = ()
+            subprocess.run(["fsfreeze", "--unfreeze", mount], check=False, capture_output=True)
+
+
+def caught_while_frozen(agent: Agent, writing: writer) -> tuple[subprocess.Popen[str], list[int]]:
+    """Push until writes are seen to wait: that push, which goes on, and its process that thaws."""
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < limit:
+        pushing = agent.begin("push")
+        while pushing.poll() is None:
+            time.sleep(0.002)
+            if writing.held_up and (freezers := children(pushing.pid)):
+                return pushing, freezers
         ended(pushing)
-        return not killed_together or bool(agent.ask("thaw", "--json").document["thawed"])
-    ended(pushing)
-    return False
+    raise AssertionError("no push was caught while it froze")
