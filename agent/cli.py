@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent import __version__
+from agent.arguments import make_parser
 from agent.protocol.buffers import keep_large_buffers
 from agent.protocol.errors import UnderstudyError, UsageError
 from agent.state import State, default_state_folder
@@ -21,14 +21,14 @@ from agent.state import State, default_state_folder
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0, 1 (it failed: one line on stderr) or 2 (wrong usage)."""
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(arguments, argparse.Namespace(json=False))
     if getattr(options, "yes", True) is False and not sys.stdin.isatty():
         parser.error(f"nobody is here to confirm that {options.onto} is overwritten: say --yes")
     keep_large_buffers()
     logging.basicConfig(level=logging.WARNING, format="understudy-agent: %(message)s", stream=sys.stderr)
     try:
-        options.run(options)
+        _COMMANDS[options.command](options)
     except UnderstudyError as error:
         print(f"understudy-agent: {error}".replace("\n", " "), file=sys.stderr)
         return 1
@@ -57,26 +57,38 @@ def _enroll(options: argparse.Namespace) -> None:
 def _inventory(options: argparse.Namespace) -> None:
     from agent.inventory import collect
     from agent.report import inventory_text
+    from agent.sources import places
 
     found = collect()
+    found["protected"] = []
+    with contextlib.suppress(UnderstudyError):  # a machine is shown also to those who may not read the agent's state
+        found["protected"] = [dataclasses.asdict(place) for place in places(_state(options))]
     _print(options, found, inventory_text(found))
 
 
 def _protect(options: argparse.Namespace) -> None:
-    from agent.volumes.source import SourceVolume
+    from agent.sources import protect
 
     if len(set(options.paths)) != len(options.paths):
         raise UsageError("a disk is named twice", "name each once, in boot order")
-    sizes = {}
-    for path in options.paths:
-        with SourceVolume.open(path) as source:
-            sizes[path] = source.size_bytes
-    _state(options).protect(options.paths)
+    sizes = protect(_state(options), options.paths)
     lines = [f"{path}  {size / (1 << 30):.2f} GiB" for path, size in sizes.items()]
     _print(
         options,
         {"volumes": [{"path": path, "size_bytes": size} for path, size in sizes.items()]},
         "protected, in boot order:\n  " + "\n  ".join(lines) + "\nnext: understudy-agent push",
+    )
+
+
+def _relocate(options: argparse.Namespace) -> None:
+    from agent.sources import relocate
+
+    seen = relocate(_state(options), options.path, options.disk)
+    _print(
+        options,
+        dataclasses.asdict(seen),
+        f"the volume protected as {seen.path} is {seen.device} from now on, {seen.size_bytes / (1 << 30):.2f} GiB"
+        f" ({', '.join(seen.marks) or 'nothing on it tells it from others'})\nnext: understudy-agent push",
     )
 
 
@@ -98,7 +110,8 @@ def _push(options: argparse.Namespace) -> None:
         options,
         dataclasses.asdict(result),
         f"recovery point {result.point} in {result.seconds:.1f} s: {_mib(result.changed_bytes)} changed, "
-        f"{_mib(result.sent_bytes)} sent, frozen {result.frozen_seconds:.2f} s, {result.completeness}",
+        f"{_mib(result.sent_bytes)} sent, frozen {result.frozen_seconds:.2f} s, {result.completeness}"
+        + "".join(f"\nthe volume protected as {path} is {disk} here" for path, disk in result.found_at.items()),
     )
 
 
@@ -197,10 +210,11 @@ def _take_priority(options: argparse.Namespace, default: str | None = None) -> N
 
 def _thaw(options: argparse.Namespace) -> None:
     from agent.consistency.freeze import thaw_all
+    from agent.sources import places
     from agent.volumes.topology import mounted_filesystems
 
-    paths = _state(options).protected()
-    thawed = thaw_all(sorted({fs.mountpoint for path in paths for fs in mounted_filesystems(path)}))
+    disks = [place.device for place in places(_state(options)) if place.device is not None]
+    thawed = thaw_all(sorted({fs.mountpoint for disk in disks for fs in mounted_filesystems(disk)}))
     _print(options, {"thawed": thawed}, f"thawed: {', '.join(thawed) or 'nothing was frozen'}")
 
 
@@ -241,106 +255,20 @@ def _mib(size_bytes: int) -> str:
     return f"{size_bytes / (1 << 20):.1f} MiB"
 
 
-def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--state", metavar="DIR", default=argparse.SUPPRESS, help="the agent's state folder")
-    shared.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document and nothing else"
-    )
-    parser = argparse.ArgumentParser(
-        prog="understudy-agent",
-        description="Replicates this server's disks to an Understudy service, and brings them home again.",
-        epilog="example:\n  understudy-agent protect /dev/sda && understudy-agent push\n  understudy-agent pull --help",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[shared],
-    )
-    parser.add_argument("--version", action="version", version=f"understudy-agent {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(
-        name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
-    ) -> argparse.ArgumentParser:
-        made = commands.add_parser(
-            name,
-            parents=[shared],
-            help=text,
-            description=text,
-            epilog=f"example:\n  understudy-agent {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        made.set_defaults(run=run)
-        return made
-
-    enroll = command(
-        "enroll",
-        _enroll,
-        "get an identity from a service, with a one-time token",
-        "enroll https://dr.example.com:8470 ust1_...",
-    )
-    enroll.add_argument("url", metavar="URL")
-    enroll.add_argument("token", metavar="TOKEN", help="from: understudy enroll-token")
-    enroll.add_argument("--ca-fingerprint", metavar="HEX", help="SHA-256 of the service's CA, instead of the token's")
-
-    command("inventory", _inventory, "what this machine is, and what would stop it from booting elsewhere", "inventory")
-
-    protect = command(
-        "protect", _protect, "which disks or image files to replicate, in boot order", "protect /dev/sda /dev/sdb"
-    )
-    protect.add_argument("paths", metavar="PATH", nargs="+")
-
-    push = command("push", _push, "make one recovery point now", 'push --label "before the upgrade"')
-    push.add_argument("--label", metavar="TEXT")
-
-    command("run", _run, "run as a daemon: push on schedule and on the service's word", "run")
-
-    pull = command(
-        "pull",
-        _pull,
-        "make a disk or image file equal to a recovery point, fetching only what differs",
-        "pull latest --volume 0 --onto /dev/sda --yes",
-    )
-    pull.add_argument("point", metavar="POINT", help="a point's id, or: latest")
-    pull.add_argument("--volume", metavar="N", type=int, default=0, help="which of the point's volumes (default 0)")
-    pull.add_argument("--onto", metavar="PATH", required=True, help="the disk or file to overwrite")
-    pull.add_argument("--yes", action="store_true", help="do not ask")
-
-    seed = command(
-        "seed",
-        _seed,
-        "write all protected disks to a file, to be carried to the service instead of sent",
-        "seed --onto /media/usb/web01.seed",
-    )
-    seed.add_argument("--onto", metavar="FILE", required=True, help="the file to write; it must not exist yet")
-
-    limit = command(
-        "limit",
-        _limit,
-        "the bandwidth that pushes may take; one that is running keeps to it within a second",
-        "limit 20mbit --between 08:00-18:00\n  understudy-agent limit none",
-    )
-    limit.add_argument("rate", metavar="RATE", nargs="?", help="like 20mbit or 2MB/s; none; without it: show")
-    limit.add_argument("--between", metavar="HH:MM-HH:MM", help="only in these hours, by this machine's clock")
-
-    priority = command(
-        "priority",
-        _priority,
-        "whether replication stands back behind the server's own work; a daemon takes it over when it starts",
-        "priority low",
-    )
-    priority.add_argument("priority", choices=("low", "normal"), nargs="?", help="without it: show")
-
-    allow = command(
-        "allow",
-        _allow,
-        "commands that a recovery plan may have run here, by name; there are none at first",
-        "allow db-ready -- /usr/bin/pg_isready -q\n  understudy-agent allow db-ready --remove",
-    )
-    allow.add_argument("name", metavar="NAME", nargs="?", help="without it: show")
-    allow.add_argument("--remove", action="store_true", help="allow it no longer")
-    allow.add_argument("words", metavar="COMMAND", nargs="*", help="after --: a program and its arguments")
-
-    command("thaw", _thaw, "thaw the protected disks' filesystems, whoever froze them (systemd runs this)", "thaw")
-    return parser
+_COMMANDS = {
+    "enroll": _enroll,
+    "inventory": _inventory,
+    "protect": _protect,
+    "relocate": _relocate,
+    "push": _push,
+    "pull": _pull,
+    "run": _run,
+    "seed": _seed,
+    "limit": _limit,
+    "priority": _priority,
+    "allow": _allow,
+    "thaw": _thaw,
+}
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from agent.protocol.grid import DEFAULT_BLOCK_BYTES
 from agent.protocol.messages import Command, CommandResult, Hello, HelloReply, VolumeDeclaration, to_json
 from agent.push.push import push
 from agent.readiness import boot_files
+from agent.sources import places
 from agent.state import State
-from agent.volumes.source import SourceVolume
 
 HELLO_WAIT_SECONDS = 20
 RETRY_SECONDS = 5.0
@@ -170,11 +170,14 @@ class _Daemon:
         return result.point
 
     def _volumes(self) -> list[VolumeDeclaration]:
-        """What is protected, as far as it can be opened now; what cannot is said at the next push."""
-        found = []
-        for path in self._state.protected():
-            with contextlib.suppress(UnderstudyError), SourceVolume.open(path) as source:
-                found.append(
-                    VolumeDeclaration(path=path, size_bytes=source.size_bytes, block_bytes=DEFAULT_BLOCK_BYTES)
-                )
-        return found
+        """What is protected, as it is now or was last seen; what is wrong with it is said at the next push."""
+        return [
+            VolumeDeclaration(
+                path=place.path,
+                size_bytes=place.size_bytes,
+                block_bytes=DEFAULT_BLOCK_BYTES,
+                found_at=place.found_at,
+            )
+            for place in places(self._state)
+            if place.size_bytes  # one in doubt is told of as it was: this is a server, and no repair target
+        ]

@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from agent.bootability import boot_findings
+from agent.protocol.errors import SourceError
 from agent.readiness import boot_files, boots_on
-from agent.volumes.blockdevices import BlockDevice, read_block_devices, stacked_on
+from agent.volumes.blockdevices import NOT_DISKS, BlockDevice, read_block_devices, stacked_on
+from agent.volumes.marks import marks
 from agent.volumes.mounts import Mount, read_mounts
+from agent.volumes.source import SourceVolume
 from agent.volumes.topology import device_number, filesystems_on
 
 _ROOT = Path("/")
@@ -30,7 +33,6 @@ _NAMESPACE = uuid.UUID("5e0c5bd4-6b0b-5ad1-9c53-0c9f8f2f6a11")
 _PLACEHOLDERS = frozenset(
     {uuid.UUID(int=0), uuid.UUID(int=(1 << 128) - 1), uuid.UUID("03000200-0400-0500-0006-000700080009")}
 )
-_NOT_DISKS = ("loop", "ram", "zram", "sr", "fd", "dm-", "md", "nbd")
 _SIOCGIFADDR = 0x8915
 
 
@@ -39,8 +41,8 @@ def collect() -> dict[str, Any]:
 
     `hostname, os, kernel, architecture, boot_mode` (uefi|bios), `cpus, memory_mib, machine_id`,
     `network`: [{name, mac, addresses: ["192.0.2.7/24"]}],
-    `disks`: [{name: "/dev/sda", size_bytes, model, serial, partitions: [{name, size_bytes}],
-    filesystems: [{device, mountpoint, fstype, read_only}]}],
+    `disks`: [{name: "/dev/sda", size_bytes, model, serial, marks: as agent.volumes.marks has them,
+    partitions: [{name, size_bytes}], filesystems: [{device, mountpoint, fstype, read_only}]}],
     `boot_findings`: [{level: ok|warn|stop, what, way_out}], `boots_on`: [virtio, ...] as agent.readiness tells,
     `boot_files`: a hash that changes with what a boot reads.
     """
@@ -100,7 +102,7 @@ def disks() -> list[dict[str, Any]]:
     return [
         _disk(device, devices, mounts)
         for device in devices
-        if device.parent is None and device.size_bytes and not device.name.startswith(_NOT_DISKS)
+        if device.parent is None and device.size_bytes and not device.name.startswith(NOT_DISKS)
     ]
 
 
@@ -112,6 +114,7 @@ def _disk(disk: BlockDevice, devices: list[BlockDevice], mounts: list[Mount]) ->
         "size_bytes": disk.size_bytes,
         "model": _text(folder / "device/model") or _text(folder / "device/vendor"),
         "serial": _text(folder / "serial") or _text(folder / "device/serial"),
+        "marks": _marks(f"/dev/{disk.name}"),
         "partitions": [
             {"name": f"/dev/{device.name}", "size_bytes": device.size_bytes}
             for device in devices
@@ -127,6 +130,12 @@ def _disk(disk: BlockDevice, devices: list[BlockDevice], mounts: list[Mount]) ->
             for filesystem in filesystems
         ],
     }
+
+
+def _marks(device: str) -> list[str]:
+    with contextlib.suppress(SourceError), SourceVolume.open(device) as source:
+        return marks(source.read_up_to)
+    return []
 
 
 def network() -> list[dict[str, Any]]:

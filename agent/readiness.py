@@ -9,9 +9,9 @@ import hashlib
 from pathlib import Path
 
 from agent.bootability import Finding
+from agent.volumes.blockdevices import NOT_DISKS
 
 _BUSES = {"vd": "virtio", "nvme": "nvme"}
-_NO_DISKS = ("loop", "ram", "zram", "sr", "fd", "dm-", "md", "nbd")
 _ANY_MACHINE = frozenset({"virtio", "nvme", "ahci"})
 _BOOT_FILES = (
     "boot/vmlinuz*",
@@ -70,7 +70,7 @@ def _bus_of(name: str) -> str | None:
 
 def _disks(root: Path) -> list[str]:
     try:
-        return [path.name for path in (root / "sys/block").iterdir() if not path.name.startswith(_NO_DISKS)]
+        return [path.name for path in (root / "sys/block").iterdir() if not path.name.startswith(NOT_DISKS)]
     except OSError:
         return []
 

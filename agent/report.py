@@ -13,10 +13,14 @@ def inventory_text(found: dict[str, Any]) -> str:
         f"{found.get('hostname')}: {found.get('os')}, kernel {found.get('kernel')}, {found.get('boot_mode')}, "
         f"{found.get('cpus')} CPUs, {found.get('memory_mib')} MiB"
     ]
-    lines.extend(
-        f"  {disk.get('name')}  {disk.get('size_bytes', 0) / (1 << 30):.2f} GiB  {disk.get('model') or ''}"
-        for disk in found.get("disks", [])
-    )
+    for disk in found.get("disks", []):
+        size = f"{disk.get('size_bytes', 0) / (1 << 30):.2f} GiB"
+        lines.append(f"  {disk.get('name')}  {size}  {disk.get('model') or ''}")
+        if disk.get("marks"):
+            lines.append(f"    {', '.join(disk['marks'])}")
+    for volume in found.get("protected", []):
+        where = "" if volume["device"] == volume["path"] else f", here {volume['device'] or 'in doubt'}"
+        lines.append(f"  protected: {volume['path']}{where}" + (f": {volume['problem']}" if volume["problem"] else ""))
     findings = found.get("boot_findings", [])
     lines.append("would it boot elsewhere?" if findings else "nothing found that would stop it from booting")
     for finding in findings:

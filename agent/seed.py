@@ -24,6 +24,7 @@ from agent.protocol.frames import encode_blocks
 from agent.protocol.grid import DEFAULT_BLOCK_BYTES, BlockGrid
 from agent.protocol.messages import VolumeDeclaration
 from agent.protocol.seedfile import SeedHeader, SeedWriter
+from agent.sources import open_protected, places
 from agent.state import Position, State
 from agent.volumes.source import SourceVolume, aligned_buffer
 from agent.volumes.topology import mounted_filesystems
@@ -64,10 +65,10 @@ def write_seed(state: State, onto: Path, *, on_progress: Progress = lambda done,
     identity, paths = state.identity(), state.protected()
     if not paths:
         raise UsageError("nothing is protected yet", "name the disks: understudy-agent protect PATH...")
-    _check_place(onto, paths)
+    _check_place(onto, [place.device for place in places(state) if place.device is not None])
     began = time.monotonic()
     with state.locked(), contextlib.ExitStack() as resources:
-        sources = [resources.enter_context(SourceVolume.open(path)) for path in paths]
+        sources = [one.source for one in open_protected(state, paths, resources)]
         grids = [BlockGrid(source.size_bytes, DEFAULT_BLOCK_BYTES) for source in sources]
         maps = [state.new_digests(path, grid) for path, grid in zip(paths, grids, strict=True)]
         for digests in maps:

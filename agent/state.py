@@ -2,6 +2,7 @@
 
 identity.json  key.pem  certificate.pem  ca.pem     lost: enrol again
 protected.json                                      which volumes, in boot order
+seen.json                                           how these looked at the last push: to find them under other names
 session.json                                        the push under way, so that a restart takes it over at once
 volumes/<hash of path>/digests, position.json       cache: lost or doubtful, it is thrown away and a scan follows
 lock                                                held while a push runs
@@ -25,6 +26,7 @@ from agent.protocol.digests import DigestMap
 from agent.protocol.errors import BadMessage, Conflict, UsageError
 from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import from_json
+from agent.volumes.sighting import Sighting
 
 T = TypeVar("T")
 
@@ -58,6 +60,11 @@ class Position:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Protected:
     volumes: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    volumes: list[Sighting]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +130,24 @@ class State:
     def protect(self, paths: list[str]) -> None:
         self.make()
         self._write("protected.json", {"volumes": paths})
+
+    def seen(self) -> dict[str, Sighting]:
+        """How the protected disks looked when they were last seen, by path; nothing of those never seen."""
+        document = self._read("seen.json")
+        if document is None:
+            return {}
+        try:
+            return {one.path: one for one in from_json(_Seen, document).volumes}
+        except BadMessage as error:
+            raise UsageError(
+                f"{self.folder / 'seen.json'} is damaged: {error.message}",
+                "look that each protected path leads to its disk on this machine, then remove that file",
+            ) from None
+
+    def remember(self, seen: dict[str, Sighting]) -> None:
+        """Replace what `seen` tells; nothing is written where it is the same."""
+        if seen != self.seen():
+            self._write("seen.json", {"volumes": [asdict(one) for one in seen.values()]})
 
     # --- the push under way ---
 

@@ -89,17 +89,20 @@ class Program:
 
 
 class OnPremServer(Program):
-    """The protected server: QEMU on a raw disk file. Always software emulation, as /dev/kvm alone proves nothing."""
+    """The protected server: QEMU on a raw disk file. Always software emulation, as /dev/kvm alone proves nothing.
 
-    def __init__(self, folder: Path, disk: Path, machine_id: str) -> None:
+    `ide`: an older machine, whose disk is called /dev/sda."""
+
+    def __init__(self, folder: Path, disk: Path, machine_id: str, *, ide: bool = False) -> None:
         self.console = folder / "onprem-console.log"
         self.http_port = free_port()
         super().__init__(
             [
                 "qemu-system-x86_64", "-name", "onprem-web01", "-uuid", machine_id,
-                "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "768",
+                "-machine", "pc" if ide else "q35", "-accel", "tcg,thread=multi",
+                "-cpu", "max", "-smp", "2", "-m", "768",
                 "-display", "none", "-monitor", "none", "-no-reboot", "-serial", f"file:{self.console}",
-                "-drive", f"file={disk},format=raw,if=virtio",
+                "-drive", f"file={disk},format=raw,if={'ide' if ide else 'virtio'}",
                 "-nic", f"user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{self.http_port}-:8000",
                 "-device", "virtio-rng-pci", "-qmp", f"unix:{folder / 'onprem-qmp.sock'},server=on,wait=off",
             ],

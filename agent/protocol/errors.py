@@ -4,6 +4,7 @@
     ├── UsageError            the command or the configuration is wrong
     ├── SourceError           a source volume cannot be replicated as asked
     │   ├── NotADisk
+    │   ├── SourceInDoubt
     │   ├── SourceResized
     │   ├── SourceReadError
     │   └── FreezeError
@@ -101,6 +102,13 @@ class SourceError(UnderstudyError):
 class NotADisk(SourceError):
     code = "not_a_disk"
     default_hint = "name a whole disk, a partition or a disk image file"
+
+
+class SourceInDoubt(SourceError):
+    """Which disk of this machine is a protected volume cannot be told for certain."""
+
+    code = "source_in_doubt"
+    default_hint = "nothing was sent; see understudy-agent inventory, then say which it is: understudy-agent relocate"
 
 
 class SourceResized(SourceError):

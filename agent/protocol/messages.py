@@ -107,11 +107,13 @@ class PairingGrant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeDeclaration:
-    """One source volume as the agent sees it now. `path` is its identity; the order is the boot order."""
+    """One source volume as the agent sees it now. `path` is its identity; the order is the boot order. `found_at`: the
+    disk that it is on the machine that says so, where that is not at its path; for people to see."""
 
     path: str
     size_bytes: int
     block_bytes: int
+    found_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

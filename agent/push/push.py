@@ -28,10 +28,10 @@ from agent.push.bring import Bringer, Tally
 from agent.push.instant import Instant, Watched, reach_instant
 from agent.push.unasked import Unasked
 from agent.push.volume import VolumePush
+from agent.sources import ProtectedSource, open_protected
 from agent.state import Position, State
 from agent.tracking.tracker import ChangeTracker, open_tracker
 from agent.volumes.activity import mark
-from agent.volumes.source import SourceVolume
 from agent.volumes.topology import mounted_filesystems
 
 BUSY_PATIENCE_SECONDS = 30.0
@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushResult:
-    """What one push did; the JSON of `understudy-agent push`. `sent_bytes` is what the socket saw, both ways."""
+    """What one push did; the JSON of `understudy-agent push`. `sent_bytes` is what the socket saw, both ways.
+    `found_at`: by path, the disks that volumes are here, where that is not at their own path."""
 
     point: str
     seconds: float
@@ -54,6 +55,7 @@ class PushResult:
     frozen_seconds: float
     root: str
     completeness: str
+    found_at: dict[str, str]
 
 
 async def push(
@@ -115,11 +117,12 @@ class _Attempt:
 
     async def run(self) -> PushResult:
         with contextlib.ExitStack() as resources:
-            sources = [resources.enter_context(SourceVolume.open(path)) for path in self._paths]
+            protected = await asyncio.to_thread(open_protected, self._state, self._paths, resources)
+            sources = [one.source for one in protected]
             grids = [BlockGrid(source.size_bytes, DEFAULT_BLOCK_BYTES) for source in sources]
             self._total_bytes = sum(grid.size_bytes for grid in grids)
-            begun = await self._begin(grids)
-            watched = [self._watch(source, resources) for source in sources]
+            begun = await self._begin(protected, grids)
+            watched = [self._watch(index, one, resources) for index, one in enumerate(protected)]
             for index, (one, standing) in enumerate(zip(watched, begun.volumes, strict=True)):
                 held = one.volume.held
                 one.volume.bringer = Bringer(index, held, self._client, self._threads, self._tally, begun.session)
@@ -128,7 +131,8 @@ class _Attempt:
                 await one.volume.send_all(trust_held=self._recall(index, one.volume, standing))
             for source in sources:
                 source.check_unchanged()
-            instant = await reach_instant(watched, mounted_filesystems(*self._paths), self._threads)
+            filesystems = mounted_filesystems(*(source.path for source in sources))
+            instant = await reach_instant(watched, filesystems, self._threads)
             for source in sources:
                 source.check_unchanged()
             point = await self._commit(begun.session, watched, instant)
@@ -143,14 +147,17 @@ class _Attempt:
             frozen_seconds=round(instant.frozen_seconds, 3),
             root=point.root,
             completeness=point.completeness,
+            found_at={one.path: one.found_at for one in protected if one.found_at is not None},
         )
 
-    async def _begin(self, grids: list[BlockGrid]) -> BeginReply:
+    async def _begin(self, protected: list[ProtectedSource], grids: list[BlockGrid]) -> BeginReply:
         request = BeginRequest(
             machine_id=machine_id(),
             volumes=[
-                VolumeDeclaration(path=path, size_bytes=grid.size_bytes, block_bytes=grid.block_bytes)
-                for path, grid in zip(self._paths, grids, strict=True)
+                VolumeDeclaration(
+                    path=one.path, size_bytes=grid.size_bytes, block_bytes=grid.block_bytes, found_at=one.found_at
+                )
+                for one, grid in zip(protected, grids, strict=True)
             ],
             supersedes=self._state.session(),
         )
@@ -158,14 +165,15 @@ class _Attempt:
         self._state.save_session(begun.session)
         return begun
 
-    def _watch(self, source: SourceVolume, resources: contextlib.ExitStack) -> Watched:
+    def _watch(self, index: int, protected: ProtectedSource, resources: contextlib.ExitStack) -> Watched:
         """Begin to notice changes: before anything is read, so that none can fall between."""
+        source = protected.source
         grid = BlockGrid(source.size_bytes, DEFAULT_BLOCK_BYTES)
         tracker = open_tracker(source.path, source.size_bytes, grid.block_bytes)
         if isinstance(tracker, ChangeTracker):
             resources.callback(tracker.close)
-        held = self._state.new_digests(source.path, grid)
-        volume = VolumePush(self._paths.index(source.path), source, held, self._threads, self._tally, self._progress)
+        held = self._state.new_digests(protected.path, grid)
+        volume = VolumePush(index, source, held, self._threads, self._tally, self._progress)
         return Watched(volume, tracker, mark(source.path))
 
     def _recall(self, index: int, volume: VolumePush, standing: VolumeStanding) -> bool:
@@ -214,12 +222,12 @@ class _Attempt:
                 await asyncio.sleep(1)
 
     def _keep(self, watched: list[Watched]) -> None:
-        for one in watched:
+        for path, one in zip(self._paths, watched, strict=True):
             grid = one.volume.grid
             root = one.volume.held.root().hex()
             one.volume.held.flush()
             self._state.keep_digests(
-                one.volume.source.path,
+                path,
                 Position(root=root, size_bytes=grid.size_bytes, block_bytes=grid.block_bytes),
             )
         self._state.save_session(None)

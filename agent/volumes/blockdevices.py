@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SYS = Path("/sys")
+NOT_DISKS = ("loop", "ram", "zram", "sr", "fd", "dm-", "md", "nbd")
+"""How the names of block devices begin that are no disks of a machine: made of disks or files, or not to stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,17 @@ def read_block_devices(sys: Path = SYS) -> list[BlockDevice]:
         except (OSError, ValueError):
             continue
     return devices
+
+
+def disk_folder_number(major: int, minor: int, sys: Path = SYS) -> int | None:
+    """The inode number of the disk's folder in sysfs, which is not given twice in one boot; of a partition its disk's.
+    None where another disk may come into the same folder: where media are changed, or files are shown. Raises OSError.
+    """
+    folder = (sys / f"dev/block/{major}:{minor}").resolve(strict=True)
+    disk = folder.parent if (folder / "partition").exists() else folder
+    if (disk / "loop").exists() or (disk / "removable").read_text().strip() != "0":
+        return None
+    return disk.stat().st_ino
 
 
 def stacked_on(names: Iterable[str], devices: Iterable[BlockDevice]) -> set[str]:

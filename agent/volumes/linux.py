@@ -18,6 +18,7 @@ PAGE_BYTES = 4096  # the alignment that O_DIRECT is content with on every disk w
 _BLKROGET = 0x125E
 _BLKGETSIZE64 = 0x80081272
 _BLKZEROOUT = 0x127F
+_BLKGETDISKSEQ = 0x80081280
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 # struct flock of every 64-bit Linux: type, whence, start, length (0: to the end), pid (0 for OFD locks)
 _FLOCK = struct.Struct("hhqqi4x")
@@ -47,6 +48,16 @@ def device_size_bytes(descriptor: int) -> int:
 def device_is_read_only(descriptor: int) -> bool:
     """Whether an open block device refuses writes (`blockdev --setro`, write protection)."""
     return bool(struct.unpack("i", fcntl.ioctl(descriptor, _BLKROGET, bytes(4)))[0])
+
+
+def disk_sequence(descriptor: int) -> int | None:
+    """The number that the kernel gave the disk, or the medium in it, when it came; none comes twice in one boot. Of a
+    partition its disk's. None: a kernel before 5.15 does not count them (and disks differ in how they say so)."""
+    try:
+        number: int = struct.unpack("Q", fcntl.ioctl(descriptor, _BLKGETDISKSEQ, bytes(8)))[0]
+    except OSError:
+        return None
+    return number
 
 
 def zero_device(descriptor: int, offset: int, length: int) -> None:

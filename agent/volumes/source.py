@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -12,7 +13,8 @@ from typing import Self
 
 from agent.protocol.errors import NotADisk, SourceError, SourceReadError, SourceResized
 from agent.protocol.grid import SECTOR_BYTES
-from agent.volumes.linux import aligned_buffer, data_ranges, device_size_bytes, read_up_to
+from agent.volumes.blockdevices import disk_folder_number
+from agent.volumes.linux import aligned_buffer, data_ranges, device_size_bytes, disk_sequence, read_up_to
 
 __all__ = ["SourceVolume", "aligned_buffer"]
 
@@ -25,8 +27,8 @@ _NO_MEDIUM = (errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM)
 class SourceVolume:
     """An open source volume; use it as a context manager, or `close()` it.
 
-    `path` is the volume's identity, as it was given; a symlink is followed once, at open. `size_bytes` is the size at
-    open. `is_device` tells a block device from an image file.
+    `path` is where it was opened; a symlink is followed once, at open. `size_bytes` is the size at open. `is_device`
+    tells a block device from an image file.
 
     Block devices are read with O_DIRECT: their page cache goes stale under a mounted filesystem, also under a freeze.
     Image files are read through the page cache, which is always right: a loop device on top either writes through that
@@ -112,6 +114,37 @@ class SourceVolume:
         if now_bytes != self.size_bytes:
             verb = "grew" if now_bytes > self.size_bytes else "shrank"
             raise SourceResized(f"{self.path} {verb} from {self.size_bytes} to {now_bytes} bytes while it was read")
+
+    def read_up_to(self, offset: int, length: int) -> bytes:
+        """What is there of these bytes: none behind the end, none of what cannot be read."""
+        buffer = aligned_buffer(max(length, 1))[:length]
+        with contextlib.suppress(OSError):
+            return bytes(buffer[: read_up_to(self._descriptor, buffer, offset)])
+        return b""
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """Major and minor of the block device; of an image file that of nothing."""
+        found = os.fstat(self._descriptor).st_rdev
+        return os.major(found), os.minor(found)
+
+    def is_same_device_as(self, other: SourceVolume) -> bool:
+        return self.is_device and other.is_device and self.number == other.number
+
+    @property
+    def attachment(self) -> str | None:
+        """Two volumes with the same one are the very same device: attached once, in one boot, whatever is on it by now.
+        None where the system does not tell, and for image files."""
+        if not self.is_device:
+            return None
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            sequence = disk_sequence(self._descriptor)
+            if sequence is None:
+                sequence = disk_folder_number(*self.number)
+        except OSError:
+            return None
+        return None if sequence is None else f"{boot} {sequence} {':'.join(map(str, self.number))}"
 
     def close(self) -> None:
         """Let go of the volume; more than once is harmless."""

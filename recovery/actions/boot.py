@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.protocol.errors import GateFailed, RecoveryError
+from agent.protocol.serials import volume_serial
 from recovery.actions.context import Interrupted, RepairJob, StepContext, giving_way
 from recovery.actions.source import with_last_point
 from recovery.gates import GateResult, check_gate, console_end, gate_from_json
@@ -83,6 +84,7 @@ def launch_spec(run_id: str, args: Mapping[str, Any]) -> InstanceSpec:
         server_name=args["server"],
         points=[(VolumeKey(args["server_id"], index), args["point"]) for index in range(args["volumes"])],
         machine_id=args["machine_id"],
+        serials=[volume_serial(args["server_id"], path) for path in args.get("sources", ())],
         cpus=args["cpus"],
         memory_mib=args["memory_mib"],
         network=NetworkMode(args["network"]),

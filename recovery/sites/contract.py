@@ -94,6 +94,9 @@ class InstanceSpec:
     """The site's name for this size, where the plan asked by name; `cpus` and `memory_mib` say what it stands for."""
     network_name: str | None = None
     """Which of the site's networks; None: the site's own choice."""
+    serials: Sequence[str] = ()
+    """What each volume is to report as its disk's serial number, in boot order, where the site can choose that: its
+    agent knows volumes by it (agent.protocol.serials). None given: the site's own choice."""
     address: str | None = None
     """With prefix length, like 10.0.0.7/24: the guest gets it from DHCP, and is reached there if it has it already."""
 

@@ -45,7 +45,8 @@ def list_servers(options: argparse.Namespace) -> None:
     ]
     none = "no server is protected yet; begin with: understudy enroll-token"
     headings = ["SERVER", "STATE", "LAG", "SEEN", "SIZE", "NEWEST POINT", "PROVEN BOOTABLE"]
-    emit(options, servers, "\n".join([table(headings, rows, none), *filter(None, map(_stale_text, servers))]))
+    notes = filter(None, [*map(_stale_text, servers), *map(_moved_text, servers)])
+    emit(options, servers, "\n".join([table(headings, rows, none), *notes]))
 
 
 def _stale_text(server: dict[str, Any]) -> str:
@@ -57,6 +58,12 @@ def _stale_text(server: dict[str, Any]) -> str:
         f"{server['name']}: machine {stale['machine']} is not the server now, and was told to stand down at"
         f" {stale['since']} (last seen {stale['seen_at']}); what it stopped: {stale['stopped'] or 'it has not said'}"
     )
+
+
+def _moved_text(server: dict[str, Any]) -> str:
+    """A line about volumes that are other disks on the machine that is the server now; empty where none is."""
+    moved = [f"{volume['path']} is {volume['found_at']}" for volume in server["volumes"] if volume.get("found_at")]
+    return f"{server['name']}: on the machine that it runs on, {', '.join(moved)}" if moved else ""
 
 
 def list_points(options: argparse.Namespace) -> None:

@@ -321,7 +321,8 @@ def new_point_id() -> str:
 def _grids(volumes: list[VolumeDeclaration]) -> list[BlockGrid]:
     if not 0 < len(volumes) <= MAX_VOLUMES:
         raise BadMessage(f"a push of {len(volumes)} volumes; 1 to {MAX_VOLUMES} are possible")
-    if not all(0 < len(volume.path) <= MAX_PATH_CHARACTERS for volume in volumes):
+    paths = [path for volume in volumes for path in (volume.path, volume.found_at) if path is not None]
+    if not all(0 < len(path) <= MAX_PATH_CHARACTERS for path in paths):
         raise BadMessage(f"a volume's path needs 1 to {MAX_PATH_CHARACTERS} characters")
     if len({volume.path for volume in volumes}) != len(volumes):
         raise BadMessage("one volume is named twice")

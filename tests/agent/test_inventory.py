@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.inventory import _addresses, boot_mode, collect, machine_id
+from agent.report import inventory_text
 
 FIRMWARE = "sys/class/dmi/id/product_uuid"
 
@@ -83,3 +84,21 @@ def test_the_boot_mode_is_what_the_firmware_left(tmp_path: Path) -> None:
 def test_without_the_ip_tool_addresses_are_found_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     assert _addresses(["lo"])["lo"] == ["127.0.0.1"]
+
+
+def test_the_text_shows_what_tells_disks_apart_and_where_each_protected_volume_is() -> None:
+    text = inventory_text({
+        "disks": [{"name": "/dev/vda", "size_bytes": 1 << 30, "marks": ["dos:5f1c0de0", "1 ext:5f1c"]}],
+        "protected": [
+            {"path": "/dev/sda", "device": "/dev/vda", "problem": ""},
+            {"path": "/dev/sdb", "device": None, "problem": "nobody knows"},
+            {"path": "/srv/disk.raw", "device": "/srv/disk.raw", "problem": ""},
+        ],
+    })  # fmt: skip
+    for line in (
+        "    dos:5f1c0de0, 1 ext:5f1c",
+        "  protected: /dev/sda, here /dev/vda",
+        "  protected: /dev/sdb, here in doubt: nobody knows",
+        "  protected: /srv/disk.raw",
+    ):
+        assert line in text.splitlines()

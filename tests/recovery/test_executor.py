@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from agent.protocol.errors import Conflict, NotFound, RecoveryError, SiteError
+from agent.protocol.serials import volume_serial
 from recovery.actions import RepairJob
 from recovery.clock import SystemClock
 from recovery.control import CommandState
@@ -44,6 +45,15 @@ def test_a_failover_raises_the_epoch_before_it_boots_on_the_real_network(world: 
     (spec,) = world.site.specs.values()
     assert (server.epoch, server.owner, spec.network) == (2, spec.machine_id, NetworkMode.REAL)
     assert all(step.state is StepState.DONE and step.ended_at is not None for step in run.steps)
+
+
+def test_an_instances_disks_have_serial_numbers_that_name_the_servers_volumes(world: World) -> None:
+    """So that its agent knows which is which, however the kernel there calls them."""
+    run = world.fail_over()
+    (launch,) = run.launches()
+    (spec,) = world.site.specs.values()
+    assert spec.serials == [volume_serial(spec.server_id, path) for path in launch.args["sources"]]
+    assert len(spec.serials) == len(spec.points)
 
 
 def test_groups_run_in_order_and_the_next_waits_for_the_gates_of_the_first() -> None:

@@ -133,7 +133,8 @@ class Machine:
                 "file": {"driver": "file", "filename": str(self.volume(index)), "discard": "unmap"},
             }
             command += ["-blockdev", json.dumps(node)]
-            command += ["-device", f"virtio-blk-pci,drive={_node(index)},bootindex={index + 1}"]
+            serial = f",serial={spec.serials[index]}" if index < len(spec.serials) else ""
+            command += ["-device", f"virtio-blk-pci,drive={_node(index)},bootindex={index + 1}{serial}"]
         network = "user,id=net0" + _addressing(spec.address)
         if spec.network is NetworkMode.ISOLATED:
             network += ",restrict=on"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.volumes.blockdevices import BlockDevice, names_at, read_block_devices, stacked_on
+from agent.volumes.blockdevices import BlockDevice, disk_folder_number, names_at, read_block_devices, stacked_on
 
 
 def add(sys: Path, place: str, number: str, sectors: int = 2048, **files: str) -> Path:
@@ -82,3 +82,20 @@ def test_an_image_file_is_known_by_the_loop_devices_that_show_it(tmp_path: Path)
         BlockDevice("loop1", "7:1", 512, backing_file=str(tmp_path / "other.img (deleted)")),
     ]
     assert names_at(str(alias), devices) == {"loop0"}
+
+
+def test_a_disk_is_told_from_one_that_has_its_number_later_unless_its_medium_may_change(sys: Path) -> None:
+    (sys / "dev/block").mkdir(parents=True)
+    for number, place in (
+        ("8:0", "pci0/sda"),
+        ("8:1", "pci0/sda/sda1"),
+        ("8:16", "pci0/sdb"),
+        ("7:0", "virtual/loop0"),
+    ):
+        (sys / "dev/block" / number).symlink_to(sys / "devices" / place)
+        (sys / "devices" / place / "removable").write_text("1\n" if number == "8:16" else "0\n")
+    assert disk_folder_number(8, 0, sys) == disk_folder_number(8, 1, sys) == (sys / "devices/pci0/sda").stat().st_ino
+    assert disk_folder_number(8, 16, sys) is None
+    assert disk_folder_number(7, 0, sys) is None
+    with pytest.raises(OSError, match="8:32"):
+        disk_folder_number(8, 32, sys)

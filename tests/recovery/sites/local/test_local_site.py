@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -15,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from agent.protocol.errors import SiteError, StorageError, ToolMissing
+from agent.protocol.serials import volume_serial
 from recovery.sites.contract import InstanceSpec, InstanceState, NetworkMode, VolumeKey
 from recovery.sites.local import LocalSite, accel, qcow2, qemu
 from recovery.sites.local.tools import await_exit, command_line
-from tests.patience import PATIENCE_SECONDS
+from tests.patience import PATIENCE_SECONDS, eventually
 from tests.ports import free_port
 from tests.recovery.sites.conftest import KEY, content, make_point, write
 
@@ -134,6 +136,21 @@ def test_an_isolated_instance_has_no_way_out_and_its_identity_is_what_was_asked(
     assert any(part.startswith("user,") and ",restrict=on" in part for part in isolated)
     assert not any("restrict" in part for part in real)
     assert isolated[isolated.index("-uuid") + 1] == bootable().machine_id
+
+
+@pytest.mark.qemu
+def test_a_volume_has_the_serial_number_that_was_asked_for_also_after_a_restart(
+    local_site: LocalSite, bootable: Specs, tmp_path: Path
+) -> None:
+    serial = volume_serial(KEY.server_id, "/dev/sda")
+    for _ in range(2):
+        local_site.launch(bootable("named", serials=[serial]))
+        disks = [part for part in arguments_of(tmp_path / "site", "named") if part.startswith("virtio-blk-pci,")]
+        assert [f",serial={serial}" in disk for disk in disks] == [True]
+        os.kill(int((tmp_path / "site/instances/named/pid").read_text()), signal.SIGKILL)
+        eventually(lambda: local_site.watch("named").state is InstanceState.STOPPED)
+    local_site.launch(bootable("nameless"))
+    assert not any(",serial=" in part for part in arguments_of(tmp_path / "site", "nameless"))
 
 
 @pytest.mark.qemu
