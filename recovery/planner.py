@@ -122,7 +122,8 @@ class _Planner:
         for at in in_order(needs):
             after = [end for need in needs[at] for end in ends[need]]
             ends[at] = self._group(groups[at], groups[at].name or f"group {at + 1}", after or begin)
-        last = [at for at in ends if not any(at in need for need in needs)]
+        waited_for = {need for its in needs for need in its}
+        last = [at for at in ends if at not in waited_for]
         end = self._scripts(self._plan.post, [end for at in last for end in ends[at]], "after the plan")
         if self._kind is RunKind.MIGRATE:
             self._retire_sources(end)

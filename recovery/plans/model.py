@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,14 +138,20 @@ def depends_on(groups: Sequence[Group]) -> list[list[int]]:
 
 def in_order(needs: Sequence[Sequence[int]]) -> list[int]:
     """Positions so that each comes after those it needs, else as they are; those in a cycle are left out."""
+    waits_for = [len(set(its)) for its in needs]
+    waiting: list[list[int]] = [[] for _ in needs]
+    for position, its in enumerate(needs):
+        for need in set(its):
+            waiting[need].append(position)
+    ready = [position for position, count in enumerate(waits_for) if not count]
     order: list[int] = []
-    left = list(range(len(needs)))
-    while True:
-        ready = next((position for position in left if all(need in order for need in needs[position])), None)
-        if ready is None:
-            return order
-        left.remove(ready)
-        order.append(ready)
+    while ready:
+        order.append(heapq.heappop(ready))
+        for position in waiting[order[-1]]:
+            waits_for[position] -= 1
+            if not waits_for[position]:
+                heapq.heappush(ready, position)
+    return order
 
 
 def default_plan(server: str) -> Plan:
