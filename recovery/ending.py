@@ -73,7 +73,13 @@ def refuse_rollback(run: Run, now: float) -> None:
 
 
 def refuse_commit(run: Run) -> None:
-    """Raises Conflict."""
+    """Raises Conflict unless this failover may be made final, or this failback may be told to cut over."""
+    if run.kind is RunKind.FAILBACK:
+        if not any(step.action == "await_cut_over" for step in run.steps):
+            raise Conflict(f"{run.id} waits for nobody's word to cut over", "say --hold when it begins")
+        if run.state in (RunState.ENDING, RunState.ENDED):
+            raise Conflict(f"{run.id} was called off", "see: understudy runs")
+        return
     if run.kind is not RunKind.FAILOVER or run.state not in (RunState.SUCCEEDED, RunState.FAILED):
         raise Conflict(
             f"{run.id} is a {run.kind} that is {run.state}", "a failover can be committed once it has come up"

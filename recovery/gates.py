@@ -201,7 +201,7 @@ def console_end(site: Site, instance_id: str) -> str:
     lines = last_lines(site.console(instance_id))
     if not lines:
         return "; its console is empty"
-    return "\n".join(["; the end of its console:", *(f"  | {line}" for line in lines), ""])
+    return "\n".join(["", "the end of its console:", *(f"  | {line}" for line in lines), ""])
 
 
 def last_lines(console: str) -> list[str]:

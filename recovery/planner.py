@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import secrets
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from agent.protocol.errors import NotFound
+from agent.protocol.errors import NotFound, UsageError
 from agent.protocol.messages import Point
 from recovery.checks import SiteFacts, refuse_without_space
 from recovery.control import Server
@@ -34,15 +36,33 @@ class Ids(Protocol):
         ...
 
 
-class RandomIds:
+def new_seed() -> str:
+    return secrets.token_hex(16)
+
+
+class SeededIds:
+    """The same seed gives the same names one after the other: what is shown before a run is what it does. Nobody can
+    tell the seed from the names, nor a name from another."""
+
+    def __init__(self, seed: str) -> None:
+        """Raises UsageError."""
+        if not re.fullmatch(r"[0-9a-f]{32}", seed):
+            raise UsageError(f"seed is {seed[:100]!r}, and should be 32 hexadecimal digits", "leave it out")
+        self._seed = bytes.fromhex(seed)
+        self._given = 0
+
     def run(self, kind: RunKind) -> str:
-        return f"{kind}-{secrets.token_hex(4)}"  # short: it is typed at 3 a.m.
+        return f"{kind}-{self._next(4).hex()}"  # short: it is typed at 3 a.m.
 
     def instance(self) -> str:
-        return f"i-{secrets.token_hex(6)}"
+        return f"i-{self._next(6).hex()}"
 
     def machine(self) -> str:
-        return str(uuid.uuid4())
+        return str(uuid.UUID(bytes=self._next(16), version=4))
+
+    def _next(self, size_bytes: int) -> bytes:
+        self._given += 1
+        return hashlib.blake2b(self._given.to_bytes(8), key=self._seed, digest_size=size_bytes).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from agent.protocol.errors import NotFound, UnderstudyError, UsageError
+from agent.protocol.errors import Conflict, NotFound, UnderstudyError, UsageError
 from agent.protocol.messages import Point
 from recovery.actions import launch_spec
+from recovery.checks import refuse_conflict
 from recovery.control import Server
-from recovery.planner import Order, RandomIds, plan_failover
+from recovery.planner import Order, SeededIds, new_seed, plan_failover
 from recovery.plans import Caps, Plan, parse_plan
 from recovery.points import LATEST
 from recovery.preflight import Finding, Level, Reason, Situation, preflight, worst
@@ -28,13 +29,14 @@ MAX_COPIES = 100
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """A run that has not been started, and what it was made from. `servers` and `points` are those of the plan, by
-    server name; `estate` is the look at everything that it was planned by."""
+    server name; `estate` is the look at everything that it was planned by. The same `seed` makes the same names."""
 
     run: Run
     plan: Plan
     servers: Mapping[str, Server]
     points: Mapping[str, Point]
     estate: Estate
+    seed: str
 
 
 class PlanBook:
@@ -79,11 +81,13 @@ class PlanBook:
         *,
         dead: Collection[str] = (),
         copies: int = 1,
+        seed: str | None = None,
     ) -> Planned:
         """The run that `panic`, `clone` or `migrate` would start, with its price. Raises NotFound, UsageError,
         RecoveryError.
 
-        `dead`: servers whose sources somebody declared dead, `*` for all; all others are stopped by their agents."""
+        `dead`: servers whose sources somebody declared dead, `*` for all; all others are stopped by their agents.
+        `seed`: of a run that was planned before; none: a new one."""
         estate = self.estate(tenant)
         plan = estate.plan(target)
         names = {server.name for server in plan.servers}
@@ -94,7 +98,7 @@ class PlanBook:
             raise UsageError(f"{copies} copies cannot be made", f"ask for 1 to {MAX_COPIES}")
         alive = names - set(dead) if kind.takes_over and EVERY_SERVER not in dead else set()
         order = Order(alive=frozenset(alive), copies=copies, last_boots=estate.last_boots(names))
-        return self._planned(estate, plan, kind, choice, order)
+        return self._planned(estate, plan, kind, choice, order, seed)
 
     def findings(self, planned: Planned) -> list[Finding]:
         """What speaks against this run; red first."""
@@ -119,6 +123,7 @@ class PlanBook:
                 over_caps=over,
                 missing_scripts=self._missing_scripts(planned.plan),
                 taken=_taken(estate.live),
+                in_the_way=_in_the_way(run, estate.live),
             )
         )
 
@@ -150,11 +155,19 @@ class PlanBook:
         )
 
     def _planned(
-        self, estate: Estate, plan: Plan, kind: RunKind, choice: str | None, order: Order | None = None
+        self,
+        estate: Estate,
+        plan: Plan,
+        kind: RunKind,
+        choice: str | None,
+        order: Order | None = None,
+        seed: str | None = None,
     ) -> Planned:
+        seed = seed or new_seed()
         wanted = {server.name for server in plan.servers}
         points = _points(estate, plan, choice or plan.point)
-        run = plan_failover(plan, kind, estate.servers, points, choice, estate.facts, RandomIds(), estate.now, order)
+        ids = SeededIds(seed)
+        run = plan_failover(plan, kind, estate.servers, points, choice, estate.facts, ids, estate.now, order)
         prices = [self._sources.site.price(launch_spec(run.id, launch.args)) for launch in run.launches()]
         disk_bytes = sum(launch.args["size_bytes"] for launch in run.launches())
         run.price = add_up(prices, disk_bytes).to_json()
@@ -167,6 +180,7 @@ class PlanBook:
                 name: next(point for point in points[name] if point.id == point_id) for name, point_id in chosen.items()
             },
             estate=estate,
+            seed=seed,
         )
 
     def _missing_scripts(self, plan: Plan) -> list[str]:
@@ -184,6 +198,14 @@ def _points(estate: Estate, plan: Plan, choice: str) -> dict[str, Sequence[Point
     newest_will_do = choice == LATEST and plan.one_instant_seconds is None
     known = [wanted.name for wanted in plan.servers if wanted.name in estate.servers]
     return {name: estate.newest_point(name) if newest_will_do else estate.points(name) for name in known}
+
+
+def _in_the_way(run: Run, live: Sequence[Run]) -> Conflict | None:
+    try:
+        refuse_conflict(run, live)
+    except Conflict as error:
+        return error
+    return None
 
 
 def _taken(live: Sequence[Run]) -> dict[str, str]:

@@ -122,7 +122,7 @@ def test_only_a_failover_that_has_come_up_can_be_brought_home() -> None:
         plan_failback(run, make_server(), CountingIds(), NOW)
     with pytest.raises(NotFound, match="did not boot other"):
         plan_failback(run, make_server("other"), CountingIds(), NOW)
-    with pytest.raises(Conflict, match="is ended"):
+    with pytest.raises(Conflict, match="has ended"):
         plan_failback(dataclasses.replace(run, state=RunState.ENDED), make_server(), CountingIds(), NOW)
     drill = failover(default_plan("web01"), RunKind.DRILL)
     with pytest.raises(Conflict, match="is a drill"):

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from agent.protocol.errors import Conflict
 from recovery.checks import SiteFacts
 from recovery.control import BootFinding
 from recovery.plans import Plan, parse_plan
@@ -67,6 +68,17 @@ def test_a_point_older_than_the_plan_promises_is_red_and_older_than_a_day_amber(
 )
 def test_a_server_has_to_have_been_booted_here(proof: Proof | None, expected: list[tuple[Reason, Level]]) -> None:
     assert found(situation(proofs={} if proof is None else {"web01": proof})) == expected
+
+
+def test_a_drill_is_not_told_to_drill_first() -> None:
+    drill = World().plan(RunKind.DRILL, parse_plan(WEB))
+    assert found(situation(run=drill, proofs={})) == []
+    assert found(situation(run=drill, proofs={"web01": Proof(run="r", at=NOW, held=False)})) == []
+
+
+def test_a_run_that_is_in_the_way_is_red() -> None:
+    (finding,) = preflight(situation(in_the_way=Conflict("web01 has been failed over by failover-9", "end it")))
+    assert (finding.reason, finding.level, finding.hint) == (Reason.RUN, Level.RED, "end it")
 
 
 @pytest.mark.parametrize(
