@@ -55,7 +55,7 @@ def test_a_plan_is_checked_capped_drilled_and_shown_to_have_worked(
     assert "web01 was never booted here" in checked.out
 
     assert service.ask("caps", "--instances", "0").code == 0
-    assert "1 instances are more than tenant default allows (0)" in service.ask("panic", "shop", "--drill").complaint
+    assert "1 instance is more than tenant default allows (0)" in service.ask("panic", "shop", "--drill").complaint
     drilled = service.ask("panic", "shop", "--drill", "--over-cap", "a test")
     assert drilled.code == 0, drilled
     (run,) = service.ask("runs", "--json").document

@@ -103,6 +103,22 @@ def test_what_cannot_be_is_one_line_with_a_way_out(service: Service, tmp_path: P
                                        "--token", (data / "admin-token").read_text()).complaint  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["ünï", "a b", "a/b", "..", "100%", "?x=1", "#"])
+def test_names_may_hold_any_character(service: Service, name: str) -> None:
+    for arguments in (["points", name], ["plan", "check", name], ["plan", "show", name], ["end", name], ["runs", name],
+                      ["take", name], ["verify", name]):  # fmt: skip
+        ran = run("understudy", *arguments, "--data", service.data)
+        assert f"{name}" in ran.complaint, ran
+        assert "there is no" in ran.complaint or "no server" in ran.complaint, ran
+
+
+def test_a_plan_may_have_a_name_in_any_script(service: Service, tmp_path: Path) -> None:
+    plan = _file(tmp_path, PLAN.replace("shop", "лавка"))
+    assert run("understudy", "plan", "apply", "--draft", plan, "--data", service.data).code == 0
+    assert "лавка" in run("understudy", "plan", "show", "лавка", "--data", service.data).out
+    assert run("understudy", "plan", "remove", "лавка", "--data", service.data).code == 0
+
+
 def _file(folder: Path, text: str) -> Path:
     path = folder / "plan.yaml"
     path.write_text(text)
@@ -111,7 +127,10 @@ def _file(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("arguments", [["nonsense"], [], ["panic"], ["serve", "--data", "/x", "--listen", "nowhere"],
                                        ["panic", "web01"], ["failback", "failover-1"], ["verify"],
-                                       ["verify", "--all", "pt-1"], ["verify", "--key", "x", "pt-1"]])  # fmt: skip
+                                       ["verify", "--all", "pt-1"], ["verify", "--key", "x", "pt-1"],
+                                       ["panic", "web01", "--yes", "--ttl", "2h"], ["clone", "web01", "--copies", "0"],
+                                       ["panic", "web01", "--drill", "--fence"], ["runs", "--follow"],
+                                       ["failback", "failover-1", "--yes", "--grace", "5"]])  # fmt: skip
 def test_wrong_usage_exits_2(service: Service, arguments: list[str]) -> None:
     """Among it: a button that nobody is there to confirm."""
     assert run("understudy", *arguments, "--data", service.data).code == 2

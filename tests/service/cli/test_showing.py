@@ -1,0 +1,125 @@
+"""What people read of runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from service.cli.following import changed_since
+from service.cli.plans import findings_lines
+from service.cli.showing import now_text, servers_lines, steps_text, ways_on
+
+RUN: dict[str, Any] = {
+    "id": "failover-1",
+    "kind": "failover",
+    "plan": "shop",
+    "state": "failed",
+    "committed_at": None,
+    "rollback_until": None,
+    "expires_at": None,
+    "instances": [
+        {"id": "i-1", "server": "db01", "state": "running", "addresses": {"80": "127.0.0.1:4000"}},
+        {"id": "i-2", "server": "web01", "state": "running", "addresses": {}},
+        {"id": "i-3", "server": "web02", "state": "pending", "addresses": {}},
+    ],
+}
+
+
+def step(name: str, state: str, instance: str | None = None, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "action": name.split()[0],
+        "instance": instance,
+        "state": state,
+        "optional": False,
+        "seconds": None if state in ("pending", "running") else 1.0,
+        "error": "no answer\nits console" if state == "failed" else None,
+        "waits_for": None,
+        "result": {},
+        "description": name,
+        **more,
+    }
+
+
+STEPS = [
+    step("launch db01", "done", "i-1"),
+    step("gate db01", "done", "i-1", result={"note": "quick"}),
+    step("launch web01", "done", "i-2"),
+    step("gate web01", "failed", "i-2"),
+    step("launch web02", "pending", "i-3"),
+]
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    return {**RUN, "steps": STEPS, **changes}
+
+
+def test_a_run_is_told_step_by_step_and_server_by_server() -> None:
+    assert steps_text(run()).splitlines() == [
+        "[1/5] launch db01: done, 1.0 s",
+        "[2/5] gate db01: done, 1.0 s",
+        "      quick",
+        "[3/5] launch web01: done, 1.0 s",
+        "[4/5] gate web01: FAILED, 1.0 s",
+        "      no answer",
+        "      its console",
+        "[5/5] launch web02: not begun",
+    ]
+    assert servers_lines(run()) == [
+        "  db01: works, port 80 is at 127.0.0.1:4000",
+        "  web01: running, but 'gate web01' failed",
+        "  web02: not launched",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "at 'gate web01'"),
+        ({"state": "running", "steps": [step("gate web01", "running")]}, "gate web01"),
+        ({"state": "running", "steps": [step("a", "running"), step("b", "running")]}, "a and 1 more"),
+        ({"state": "running", "steps": [step("a", "pending")]}, "begins"),
+        ({"state": "ending"}, "is being removed"),
+        ({"state": "ending", "steps": [step("a", "failed", waits_for="the disk")]}, "the disk"),
+        ({"state": "succeeded", "kind": "drill", "expires_at": 0.0}, "ends at 1970-01-01T00:00:00Z"),
+        ({"state": "succeeded", "rollback_until": 1.0}, "rollback until 1970-01-01T00:00:01Z"),
+        ({"state": "succeeded", "committed_at": 1.0}, "committed"),
+        ({"state": "ended"}, ""),
+    ],
+)
+def test_the_list_says_what_goes_on(changes: dict[str, Any], expected: str) -> None:
+    assert now_text(run(**changes)) == expected
+
+
+def test_a_failed_run_says_how_to_go_on_and_never_offers_to_pass_over_a_source() -> None:
+    assert [way.split(":")[0] for way in ways_on(run())] == [
+        "try again",
+        "go on without what failed",
+        "remove what it made",
+    ]
+    unfenced = step("fence_source of web01", "failed")
+    assert not any("--go-on" in way for way in ways_on(run(steps=[unfenced])))
+    assert not any("--go-on" in way for way in ways_on(run(kind="failback")))
+    passed = step("gate web01", "failed", optional=True)
+    assert not any("--go-on" in way for way in ways_on(run(steps=[passed])))
+    assert [way for way in ways_on(run(steps=[passed, unfenced])) if "--go-on" in way] == []
+
+
+def test_what_has_changed_since_it_was_shown_is_told() -> None:
+    assert changed_since(run(), run()) == []
+    newer = [{**STEPS[0], "description": "boot another point"}, *STEPS[1:]]
+    assert changed_since(run(), run(steps=newer)) == ["changed since it was shown: 1. boot another point"]
+    assert changed_since(run(), run(steps=STEPS[:1]))[0] == "it has changed since it was shown:"
+    assert changed_since(run(), run(id="failback-9")) == ["failback-9 was begun before, and goes on"]
+
+
+def test_findings_share_their_way_out_and_say_what_their_colours_mean() -> None:
+    never = [{"level": "amber", "text": f"{name} was never booted here", "hint": "panic shop --drill"} for name in "ab"]
+    assert findings_lines(never) == [
+        "  amber: a was never booted here",
+        "  amber: b was never booted here",
+        "      panic shop --drill",
+        "  (amber means: it would work, and somebody should know this before)",
+    ]
+    assert findings_lines([]) == []
