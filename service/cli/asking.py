@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from agent.protocol.errors import UsageError
+from service.cli.output import say
 
 
 def asks_first(made: argparse.ArgumentParser) -> None:
@@ -30,7 +31,6 @@ def confirm(name: str, what: str) -> None:
     """Typed, not clicked. Raises UsageError."""
     if not sys.stdin.isatty():
         raise UsageError(f"nobody is here to confirm that {name} {what}", "say --yes")
-    sys.stderr.write(f"{name} {what}.\nType {name} to go on: ")
-    sys.stderr.flush()
+    say(f"{name} {what}.\nType {name} to go on: ", sys.stderr, end="")
     if sys.stdin.readline().strip() != name:
         raise UsageError("not confirmed, nothing was done", f"type {name}, or say --yes")

@@ -7,7 +7,7 @@ from typing import Any
 
 from agent.protocol.errors import RecoveryError
 from service.cli.client import Service, api
-from service.cli.output import emit
+from service.cli.output import emit, say
 from service.cli.plans import findings_lines, price_text
 from service.cli.showing import failed_step, indented, servers_lines, ways_on
 from service.cli.text import duration, size
@@ -70,7 +70,7 @@ class _StepPrinter:
     def _once(self, position: int, what: str, text: str) -> None:
         if (position, what) not in self._said:
             self._said.add((position, what))
-            print(text, flush=True)
+            say(text)
 
 
 def changed_since(planned: dict[str, Any], run: dict[str, Any]) -> list[str]:

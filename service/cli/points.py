@@ -40,7 +40,11 @@ def list_servers(options: argparse.Namespace) -> None:
             ago(server["last_seen_at"]),
             size(sum(volume["size_bytes"] for volume in server["volumes"])),
             server["last_point"],
-            "NO" if server["bootable"] is False else "never" if not server["proven_at"] else shown(server["proven_at"]),
+            "NO"
+            if server["bootable"] is False
+            else "never"
+            if not server["proven_at"]
+            else f"{server['proven_at'][:10]} {server['proven_at'][11:16]}",
         ]
         for server in servers
     ]
@@ -82,7 +86,7 @@ def list_points(options: argparse.Namespace) -> None:
             f"{point['consistency']}, {point['completeness']}",
             size(point["size_bytes"]),
             size(point["sent_bytes"]),
-            shown(point["verified_at"]) if point["verified_at"] else "no",
+            ago(point["verified_at"]) if point["verified_at"] else "no",
             mark(point["bootable"]),
             point["label"],
         ]

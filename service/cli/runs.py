@@ -11,7 +11,7 @@ from agent.protocol.errors import Conflict
 from service.cli.asking import asks_first, confirm, takes_target
 from service.cli.client import Service, api
 from service.cli.following import FINAL, changed_since, finish, follow, planned_text, until_ended
-from service.cli.output import emit
+from service.cli.output import emit, say
 from service.cli.showing import now_text, servers_lines, steps_text, ways_on
 from service.cli.sources import declared_dead, what_becomes_of_them
 from service.cli.text import duration, instant, length_of_time, table
@@ -108,13 +108,13 @@ def begin(options: argparse.Namespace, wanted: dict[str, Any], question: Questio
         emit(options, planned, planned_text(planned))
         return
     if not options.json:
-        print(planned_text(planned), flush=True)
+        say(planned_text(planned))
     if question is not None and not options.yes:
         confirm(*question(service, planned))
     run = service.post("/api/v1/runs", {**wanted, "seed": planned["seed"]})
     if not options.json:
         for line in changed_since(planned, run):
-            print(line)
+            say(line)
     finish(options, follow(options, service, run))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from service.cli.following import changed_since
+from service.cli.output import fitted
 from service.cli.plans import findings_lines
 from service.cli.showing import now_text, servers_lines, steps_text, ways_on
 
@@ -123,3 +124,15 @@ def test_findings_share_their_way_out_and_say_what_their_colours_mean() -> None:
         "  (amber means: it would work, and somebody should know this before)",
     ]
     assert findings_lines([]) == []
+
+
+def test_on_a_terminal_lines_are_broken_between_words_and_set_in() -> None:
+    text = "short\n  amber: web01 was never booted, see understudy panic web01 --drill\n"
+    assert fitted(text, 40).split("\n") == [
+        "short",
+        "  amber: web01 was never booted, see",
+        "      understudy panic web01 --drill",
+        "",
+    ]
+    assert fitted(text, 200) == text
+    assert fitted("x" * 50, 40) == "x" * 50, "what is one word is kept as it is"
