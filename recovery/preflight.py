@@ -176,7 +176,7 @@ def _memory(now: Situation) -> Iterator[Finding]:
         text = f"plan {now.plan.name} wants {wanted_mib} MiB of memory, site {now.facts.name} has {free_mib}"
         hint = "lower memory_mib in the plan, or end drills that are not needed"
         yield Finding(level=Level.AMBER, reason=Reason.MEMORY, text=text, hint=hint)
-    for launch in now.run.launches():
+    for launch in {launch.args["server"]: launch for launch in now.run.launches()}.values():  # copies are alike
         server = now.servers[launch.args["server"]]
         by_plan = next(wanted for wanted in now.plan.servers if wanted.name == server.name)
         if by_plan.memory_mib is None and server.memory_mib and launch.args["memory_mib"] < server.memory_mib / 2:

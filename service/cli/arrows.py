@@ -11,6 +11,7 @@ from service.cli.client import Service, api
 from service.cli.following import until_ended
 from service.cli.output import emit
 from service.cli.runs import begin
+from service.cli.sources import what_is_lost
 from service.cli.text import at_least_one
 
 
@@ -30,11 +31,13 @@ def commit(options: argparse.Namespace) -> None:
 
 
 def rollback(options: argparse.Namespace) -> None:
-    what = (
-        "goes back to its source as that is: the instances are removed, and all they did since their newest points is"
-        " lost; the points stay"
-    )
-    run = until_ended(Service.of(options), _asked(options, lambda _: what, "rollback"))
+    service = Service.of(options)
+
+    def what(run: dict[str, Any]) -> str:
+        lost = what_is_lost(service, run)
+        return f"goes back to its source as that is: the instances are removed, and {lost} is lost; the points stay"
+
+    run = until_ended(options, service, _asked(options, what, "rollback"))
     emit(options, run, f"{run['id']} was rolled back: the source is the server again, and is told so when it asks next")
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 
-from agent.protocol.errors import RecoveryError
+from agent.protocol.errors import RecoveryError, TransportError
 from service.cli.client import Service, api
-from service.cli.output import emit, say
+from service.cli.output import emit, say, show_note
 from service.cli.plans import findings_lines, price_text
 from service.cli.showing import failed_step, indented, servers_lines, ways_on
 from service.cli.text import duration, size
 
 FOLLOW_SECONDS = 25
+PATIENCE_SECONDS = 60.0
+"""How long a service may not answer."""
 FINAL = ("succeeded", "failed", "ended")
 
 
@@ -21,22 +24,33 @@ def follow(options: argparse.Namespace, service: Service, run: dict[str, Any]) -
     printer = _StepPrinter(quiet=options.json)
     printer.show(run)
     while run["state"] not in FINAL:
-        run = _next(service, run)
+        run = _next(options, service, run)
         printer.show(run)
     return run
 
 
-def until_ended(service: Service, run: dict[str, Any]) -> dict[str, Any]:
+def until_ended(options: argparse.Namespace, service: Service, run: dict[str, Any]) -> dict[str, Any]:
     while run["state"] != "ended":
-        run = _next(service, run)
+        run = _next(options, service, run)
     return run
 
 
-def _next(service: Service, run: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = service.get(
-        api("runs", run["id"]), after_version=run["version"], wait_seconds=FOLLOW_SECONDS
-    )
-    return found
+def _next(options: argparse.Namespace, service: Service, run: dict[str, Any]) -> dict[str, Any]:
+    """The run as it is after its next change. A service that is started again, or a line that is down for a moment, is
+    waited for. Raises TransportError."""
+    gives_up_at = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            found = service.get(api("runs", run["id"]), after_version=run["version"], wait_seconds=FOLLOW_SECONDS)
+        except TransportError as error:
+            if time.monotonic() >= gives_up_at:
+                hint = f"the run goes on there; once it answers: understudy runs {run['id']} --follow"
+                raise TransportError(error.message, hint) from None
+            show_note(options, f"{run['id']} goes on, and is asked for again: {error.message}")
+            time.sleep(1.0)
+        else:
+            show_note(options, "")
+            return dict(found)
 
 
 class _StepPrinter:

@@ -45,7 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"understudy: {error}".replace("\n", " "), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("understudy: interrupted; what the service was asked to do goes on there", file=sys.stderr)
+        print(
+            "understudy: interrupted; what the service was asked to do goes on there (see: understudy runs)",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         return 1

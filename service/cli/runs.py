@@ -137,7 +137,7 @@ def end(options: argparse.Namespace) -> None:
         planned = service.get(api("runs", options.run_id))
         confirm(planned["plan"], f"loses this: {error.message}")
         run = service.post(path, {"force": True})
-    run = until_ended(service, run)
+    run = until_ended(options, service, run)
     emit(options, run, f"{run['id']} has ended; what it made has been removed")
 
 

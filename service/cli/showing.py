@@ -50,12 +50,13 @@ def servers_lines(run: Document) -> list[str]:
     lines = []
     for instance in run["instances"]:
         reached = [f"port {port} is at {address}" for port, address in instance["addresses"].items()]
-        lines.append("  " + ", ".join([f"{instance['server']}: {_standing(run, instance)}", *reached]))
+        its = [step for step in run["steps"] if step["instance"] == instance["id"]]
+        titles = [step["name"].removeprefix("launch ") for step in its if step["action"] == "launch"]
+        lines.append("  " + ", ".join([f"{titles[0]}: {_standing(instance, its)}", *reached]))
     return lines
 
 
-def _standing(run: Document, instance: Document) -> str:
-    its = [step for step in run["steps"] if step["instance"] == instance["id"]]
+def _standing(instance: Document, its: list[Document]) -> str:
     failed = next((step for step in its if step["state"] == "failed" and step["action"] in ("launch", "gate")), None)
     if instance["state"] == "gone":
         return "removed"

@@ -37,6 +37,18 @@ def what_becomes_of_them(service: Service, planned: dict[str, Any]) -> str:
     return "; ".join(words)
 
 
+def what_is_lost(service: Service, run: dict[str, Any]) -> str:
+    """With this run's instances, in words."""
+    names = {instance["server"] for instance in run["instances"]}
+    servers = [server for server in service.get("/api/v1/servers") if server["name"] in names]
+    return _listed(
+        [
+            f"what {server['name']} did since {server['last_point']} ({duration(server['lag_seconds'])} ago)"
+            for server in servers
+        ]
+    )
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return ", ".join(names[:MOST_NAMES]) + more

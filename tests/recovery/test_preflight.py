@@ -7,6 +7,7 @@ import pytest
 from agent.protocol.errors import Conflict
 from recovery.checks import SiteFacts
 from recovery.control import BootFinding
+from recovery.planner import Order
 from recovery.plans import Plan, parse_plan
 from recovery.preflight import ADVISED_BYTES_PER_INSTANCE, Level, Proof, Reason, Situation, preflight, worst
 from recovery.prices import add_up
@@ -121,6 +122,8 @@ def test_a_server_that_gets_far_less_memory_than_at_home_is_amber() -> None:
     base = situation(plan)
     large = dataclasses.replace(base.servers["web01"], memory_mib=65_536)
     assert found(situation(plan, servers={"web01": large})) == [(Reason.MEMORY, Level.AMBER)]
+    copies = World().plan(RunKind.CLONE, plan, Order(copies=3))
+    assert found(situation(plan, run=copies, servers={"web01": large})) == [(Reason.MEMORY, Level.AMBER)], "once"
 
 
 def test_an_address_that_another_failover_has_is_red() -> None:
