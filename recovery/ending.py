@@ -52,6 +52,13 @@ def _refuse_failover_end(run: Run, failbacks: Sequence[Run], control: Control, *
 def _refuse_failback_end(run: Run, control: Control, *, force: bool) -> None:
     hand_home, settle = _step(run, "hand_home"), _step(run, "settle")
     name = settle.args["server"]
+    if settle.state is StepState.DONE:
+        if not force and any(step.action == "wait" and step.state is not StepState.DONE for step in run.steps):
+            raise Conflict(
+                f"{name} is at home: ending {run.id} removes its instance before the grace time is over",
+                f"let it pass, or do without the instance: understudy end {run.id} --force",
+            )
+        return
     if _begun(settle):
         raise Conflict(f"{name} is at home already, so {run.id} can only be finished", f"understudy retry {run.id}")
     if _begun(hand_home) and not force and control.home_arrived(hand_home.args["server_id"], run.id):

@@ -296,6 +296,30 @@ def test_an_instance_is_kept_for_its_grace_time(world: World) -> None:
     assert (retire.started_at or 0) - (grace.started_at or 0) >= 3600
 
 
+def test_a_grace_time_is_cut_short_only_by_force(world: World) -> None:
+    failover = world.fail_over()
+    world.people_at_home_do_their_part()
+    at_home = world.clock.on_wait
+    server = world.control.server("acme", "web01")
+    back = plan_failback(world.store.get(failover.id), server, world.ids, world.clock.now(), grace_seconds=3600)
+    executor = world.executor
+
+    def cut_short() -> None:
+        at_home()
+        if world.store.get(back.id).steps[-2].state is StepState.RUNNING:
+            world.clock.on_wait = lambda: None
+            with pytest.raises(Conflict, match="removes its instance before the grace time is over"):
+                executor.end(back.id)
+            assert len(world.site.instances()) == 1
+            executor.end(back.id, force=True)
+
+    world.clock.on_wait = cut_short
+    assert world.perform(back).state is RunState.ENDED
+    assert world.site.instances() == []
+    assert world.store.get(failover.id).state is RunState.ENDED
+    assert world.control.server("acme", "web01").state == "protected"
+
+
 def holding(world: World) -> Run:
     """A failback that holds, copied; the service has been stopped and started again meanwhile."""
     run = interrupted_at(world, "await_cut_over", hold=True)

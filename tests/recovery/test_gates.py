@@ -22,9 +22,10 @@ from recovery.gates import (
     gate_from_json,
     gate_to_json,
 )
+from recovery.runs import RunKind, RunState
 from recovery.sites.contract import Instance, InstanceState, Site
 from tests.patience import PATIENCE_SECONDS
-from tests.recovery.world import MemorySite
+from tests.recovery.world import MemorySite, World
 
 
 class SilentAgent:
@@ -215,3 +216,19 @@ def test_gates_about_the_guests_agent_ask_the_agent() -> None:
 )
 def test_a_gate_survives_json(gate: Gate) -> None:
     assert gate_from_json(gate_to_json(gate)) == gate
+
+
+def test_a_gate_that_waits_for_long_says_what_it_sees(world: World) -> None:
+    said: list[str] = []
+    world.site.console_text = "GRUB loading"
+    run = world.plan(RunKind.DRILL)
+
+    def listen() -> None:
+        said.extend(step.waits_for for step in world.store.get(run.id).steps if step.waits_for)
+
+    world.clock.on_wait = listen
+    assert world.perform(run).state is RunState.FAILED
+    assert list(dict.fromkeys(said)) == [
+        "'login:' on the console, for up to 300 s",
+        "'login:' on the console, for up to 300 s; last seen: the console's last line is 'GRUB loading'",
+    ]
