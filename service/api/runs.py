@@ -87,6 +87,8 @@ class RunHttp:
         tenant = tenant_of(request)
         wanted = await read_message(request, RunWanted)
 
+        _refuse_blank(wanted)
+
         def begin() -> dict[str, Any]:
             if wanted.kind == RunKind.FAILBACK:
                 failover, grace = _given(wanted.run, "run"), float(wanted.grace_seconds)
@@ -152,6 +154,13 @@ class RunHttp:
 
     async def _answer(self, find: Callable[[], Run]) -> web.Response:
         return web.json_response(await asyncio.to_thread(lambda: self._desk.to_json([find()])[0]))
+
+
+def _refuse_blank(wanted: RunWanted) -> None:
+    """What a script's empty variable gave: it must not become the newest point, or a reason that says nothing."""
+    for name, value in (("point", wanted.point), ("over_cap", wanted.over_cap), ("server", wanted.server)):
+        if value is not None and not value.strip():
+            raise UsageError(f"{name} is empty", "say which, or leave it out")
 
 
 def _ttl(seconds: float) -> float:

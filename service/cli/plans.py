@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ def apply(options: argparse.Namespace) -> None:
     path = Path(options.file)
     try:
         text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", "name a YAML file") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", "name a YAML file") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is no text in UTF-8", "name a YAML file") from None
     plan = parse_plan(text, str(path))
     wanted = {"text": text, "draft": options.draft}
     done = Service.of(options).put(api("plans", plan.name), wanted)
@@ -117,6 +120,9 @@ def _limit(said: str | None, now: float | None, number: type[int] | type[float])
     if said == NO_LIMIT:
         return None
     try:
-        return number(said)
+        limit = number(said)
     except ValueError:
-        raise UsageError(f"{said!r} is no number", f"say a number, or: {NO_LIMIT}") from None
+        limit = math.nan
+    if not math.isfinite(limit):
+        raise UsageError(f"{said!r} is no number", f"say a number, or: {NO_LIMIT}")
+    return limit

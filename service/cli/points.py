@@ -14,11 +14,11 @@ from agent.protocol.frames import Kind, decode
 from agent.protocol.grid import BlockGrid
 from service.cli.client import Service, api
 from service.cli.output import emit, show_note, show_share
+from service.cli.showing import stale_text
 from service.cli.text import ago, duration, mark, shown, size, table
 
 EXPORT_BLOCKS = 128
 _WAIT_SECONDS = 25
-_UNSAID = "it has not said, so see to it that clients do not reach it"
 
 
 def enroll_token(options: argparse.Namespace) -> None:
@@ -50,7 +50,7 @@ def list_servers(options: argparse.Namespace) -> None:
     ]
     none = "no server is protected yet; begin with: understudy enroll-token"
     headings = ["SERVER", "STATE", "LAG", "SEEN", "SIZE", "NEWEST POINT", "PROVEN BOOTABLE"]
-    notes = [line for server in servers for line in (_away_text(server), _stale_text(server)) if line]
+    notes = [line for server in servers for line in (_away_text(server), stale_text(server)) if line]
     emit(options, servers, "\n".join([table(headings, rows, none), *notes]))
 
 
@@ -63,17 +63,6 @@ def _away_text(server: dict[str, Any]) -> str:
     if server["state"] == "failing_back":
         return f"{name}: handed home at {since}, by {server['failback_run']}"
     return ""
-
-
-def _stale_text(server: dict[str, Any]) -> str:
-    """A line about a machine that came though another is the server; empty where none did."""
-    stale = server["stale"]
-    if stale is None:
-        return ""
-    return (
-        f"{server['name']}: machine {stale['machine']} is not the server now, and was told to stand down at"
-        f" {shown(stale['since'])} (last seen {ago(stale['seen_at'])}); what it stopped: {stale['stopped'] or _UNSAID}"
-    )
 
 
 def list_points(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from service.cli.asking import asks_first, confirm, takes_target
 from service.cli.client import Service, api
 from service.cli.following import FINAL, changed_since, finish, follow, planned_text, until_ended
 from service.cli.output import emit, say
-from service.cli.showing import now_text, servers_lines, steps_text, ways_on
+from service.cli.showing import now_text, servers_lines, stale_text, steps_text, ways_on
 from service.cli.sources import declared_dead, what_becomes_of_them
 from service.cli.text import duration, instant, length_of_time, table
 
@@ -52,7 +52,12 @@ def _show(options: argparse.Namespace, service: Service, run: Planned) -> None:
         finish(options, follow(options, service, run))
         return
     began = f"{run['id']}: {run['kind']} of {run['plan']}, {run['state']}; began {instant(run['created_at'])}"
-    emit(options, run, "\n".join([began, steps_text(run), *servers_lines(run), *ways_on(run)]))
+    stale = [
+        line
+        for server in service.get("/api/v1/servers")
+        if server["failover_run"] == run["id"] and (line := stale_text(server))
+    ]
+    emit(options, run, "\n".join([began, steps_text(run), *servers_lines(run), *stale, *ways_on(run)]))
 
 
 def panic(options: argparse.Namespace) -> None:

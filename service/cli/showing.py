@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.cli.text import duration, instant
+from service.cli.text import ago, duration, instant, shown
 
 Document = dict[str, Any]
 _STATES = {"done": "done", "failed": "FAILED"}
 _OF_IDENTITY = ("fence_source", "last_point", "hand_to_instance", "retire_source")
 """What is never passed over."""
+_UNSAID = "it has not said, so see to it that clients do not reach it"
 
 
 def now_text(run: Document) -> str:
@@ -102,6 +103,17 @@ def ways_on(run: Document) -> list[str]:
 
 def _rollback(run: Document) -> str:
     return f"until {instant(run['rollback_until'])} it can be undone: understudy rollback {run['id']}"
+
+
+def stale_text(server: Document) -> str:
+    """A line about a machine that came though another is the server; empty where none did."""
+    stale = server["stale"]
+    if stale is None:
+        return ""
+    return (
+        f"{server['name']}: machine {stale['machine']} is not the server now, and was told to stand down at"
+        f" {shown(stale['since'])} (last seen {ago(stale['seen_at'])}); what it stopped: {stale['stopped'] or _UNSAID}"
+    )
 
 
 def indented(text: str) -> str:

@@ -119,6 +119,20 @@ def test_a_plan_may_have_a_name_in_any_script(service: Service, tmp_path: Path) 
     assert run("understudy", "plan", "remove", "лавка", "--data", service.data).code == 0
 
 
+def test_an_empty_variable_of_a_script_is_no_choice(service: Service) -> None:
+    for option in ("--point", "--over-cap"):
+        refused = run("understudy", "panic", "web01", "--yes", option, "", "--data", service.data).complaint
+        assert "is empty" in refused
+
+
+def test_a_plan_that_is_no_text_is_one_line(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    assert (
+        "no text in UTF-8" in run("understudy", "plan", "apply", tmp_path / "bytes", "--data", service.data).complaint
+    )
+    assert "Is a directory" in run("understudy", "plan", "apply", tmp_path, "--data", service.data).complaint
+
+
 def _file(folder: Path, text: str) -> Path:
     path = folder / "plan.yaml"
     path.write_text(text)
@@ -158,7 +172,8 @@ def test_caps_are_set_one_by_one_and_taken_away_again(service: Service) -> None:
     assert caps("--instances", "20") == {"instances": 20, "price_per_hour": None}
     assert caps("--price-per-hour", "12.5") == {"instances": 20, "price_per_hour": 12.5}
     assert caps("--instances", "none", "--price-per-hour", "none") == {"instances": None, "price_per_hour": None}
-    assert "is no number" in run("understudy", "caps", "--instances", "many", "--data", service.data).complaint
+    for wrong in (["--instances", "many"], ["--price-per-hour", "nan"], ["--price-per-hour", "inf"]):
+        assert "is no number" in run("understudy", "caps", *wrong, "--data", service.data).complaint
 
 
 def test_on_a_terminal_the_button_needs_no_yes(service: Service) -> None:

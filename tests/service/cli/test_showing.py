@@ -9,7 +9,7 @@ import pytest
 from service.cli.following import changed_since
 from service.cli.output import fitted
 from service.cli.plans import findings_lines
-from service.cli.showing import now_text, servers_lines, steps_text, ways_on
+from service.cli.showing import now_text, servers_lines, stale_text, steps_text, ways_on
 
 RUN: dict[str, Any] = {
     "id": "failover-1",
@@ -105,6 +105,17 @@ def test_a_failed_run_says_how_to_go_on_and_never_offers_to_pass_over_a_source()
     passed = step("gate web01", "failed", optional=True)
     assert not any("--go-on" in way for way in ways_on(run(steps=[passed])))
     assert [way for way in ways_on(run(steps=[passed, unfenced])) if "--go-on" in way] == []
+
+
+def test_a_machine_that_came_back_stale_is_told_with_what_it_stopped() -> None:
+    assert stale_text({"name": "web01", "stale": None}) == ""
+    stale = {"machine": "m-1", "since": "2030-01-01T00:00:00.123Z", "seen_at": "2030-01-01T00:00:05Z", "stopped": None}
+    told = stale_text({"name": "web01", "stale": stale})
+    assert told.startswith(
+        "web01: machine m-1 is not the server now, and was told to stand down at 2030-01-01T00:00:00Z"
+    )
+    assert told.endswith("see to it that clients do not reach it")
+    assert stale_text({"name": "web01", "stale": {**stale, "stopped": "nginx"}}).endswith("what it stopped: nginx")
 
 
 def test_what_has_changed_since_it_was_shown_is_told() -> None:
