@@ -94,7 +94,9 @@ def plan_failover(
     for wanted in plan.servers:
         if wanted.name not in servers:
             known = ", ".join(sorted(servers)) or "none"
-            raise NotFound(f"plan {plan.name}: no server {wanted.name!r} is protected", f"there are: {known}")
+            others = f"; or boot the others: --without {wanted.name}" if len(plan.servers) > 1 else ""
+            hint = f"there are: {known}{others}"
+            raise NotFound(f"plan {plan.name}: no server {wanted.name!r} is protected", hint)
     its_points = {wanted.name: points[wanted.name] for wanted in plan.servers}
     chosen = choose_points(its_points, choice or plan.point, plan.one_instant_seconds)
     refuse_without_space(plan, facts)
@@ -166,8 +168,8 @@ class _Planner:
         ]
         for at, (wanted, launch) in enumerate(pairs):
             ends[at] = self._gates(wanted, launch, ends[at])
-        end = [position for its_ends in ends for position in its_ends]
-        if group.wait_seconds:
+        end = [position for its_ends in ends for position in its_ends] or after  # servers may have been left out
+        if group.wait_seconds and group.servers:
             wait = Step(name=f"wait after {name}", action="wait", args={"seconds": group.wait_seconds, "group": name})
             end = [self._add(wait, end, FailureRule())]
         return self._scripts(group.post, end, f"after {name}")

@@ -13,7 +13,7 @@ from recovery.actions import launch_spec
 from recovery.checks import refuse_conflict
 from recovery.control import Server
 from recovery.planner import Order, SeededIds, new_seed, plan_failover
-from recovery.plans import Caps, Plan, parse_plan
+from recovery.plans import Caps, Plan, parse_plan, without
 from recovery.points import LATEST
 from recovery.preflight import Finding, Level, Reason, Situation, preflight, worst
 from recovery.prices import RunPrice, add_up, over_caps, running_prices
@@ -81,15 +81,17 @@ class PlanBook:
         *,
         dead: Collection[str] = (),
         copies: int = 1,
+        left_out: Collection[str] = (),
         seed: str | None = None,
     ) -> Planned:
         """The run that `panic`, `clone` or `migrate` would start, with its price. Raises NotFound, UsageError,
         RecoveryError.
 
         `dead`: servers whose sources somebody declared dead, `*` for all; all others are stopped by their agents.
-        `seed`: of a run that was planned before; none: a new one."""
+        `left_out`: servers of the plan that this run does without. `seed`: of a run that was planned before; none: a
+        new one."""
         estate = self.estate(tenant)
-        plan = estate.plan(target)
+        plan = without(estate.plan(target), left_out)
         names = {server.name for server in plan.servers}
         strangers = sorted(set(dead) - names - {EVERY_SERVER})
         if strangers:

@@ -8,6 +8,7 @@ from recovery.plans.model import (
     PlanServer,
     Script,
     default_plan,
+    without,
 )
 from recovery.plans.reading import parse_plan
 from recovery.plans.writing import dump_plan
@@ -22,4 +23,5 @@ __all__ = [
     "default_plan",
     "dump_plan",
     "parse_plan",
+    "without",
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from agent.protocol.errors import UsageError
 from recovery.gates import ConsoleGate, Gate, ports_of
 from recovery.points import LATEST
 
@@ -122,6 +123,22 @@ class Plan:
     def scripts(self) -> tuple[Script, ...]:
         grouped = [script for group in self.groups for script in (*group.pre, *group.post)]
         return (*self.pre, *grouped, *self.post)
+
+
+def without(plan: Plan, names: Collection[str]) -> Plan:
+    """The plan without these servers. Groups stay, with their scripts and their places in the order. Raises UsageError
+    (a name that is not in it, nothing is left)."""
+    known = [server.name for server in plan.servers]
+    unknown = sorted({*names} - {*known})
+    if unknown:
+        raise UsageError(f"plan {plan.name} has no server {unknown[0]!r}", f"it has: {', '.join(known)}")
+    if {*known} <= {*names}:
+        raise UsageError(f"nothing is left of plan {plan.name}", "leave fewer servers out")
+    groups = [
+        replace(group, servers=tuple(server for server in group.servers if server.name not in names))
+        for group in plan.groups
+    ]
+    return replace(plan, groups=tuple(groups))
 
 
 def depends_on(groups: Sequence[Group]) -> list[list[int]]:

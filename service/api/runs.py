@@ -27,7 +27,8 @@ DEFAULT_MOST = 100
 class RunWanted:
     """`target` (a plan or a server) and `point` (none: as the plan says) for a drill or a failover, `over_cap`
     says why it may exceed a cap, `ttl_seconds` after how long a drill is ended by itself; `declare_dead`: servers whose
-    sources are dead (`*`: all), the others are stopped by their agents first; `copies` for a clone; `run` (and
+    sources are dead (`*`: all), the others are stopped by their agents first; `copies` for a clone; `without`: servers
+    of the plan that are left out; `run` (and
     `server`, `grace_seconds`, `hold`) for a failback. `seed`: what a dry run answered, so that the run has the names
     that it showed."""
 
@@ -40,6 +41,7 @@ class RunWanted:
     server: str | None = None
     declare_dead: list[str] = field(default_factory=list)
     copies: int = 1
+    without: list[str] = field(default_factory=list)
     grace_seconds: int = 0
     hold: bool = False
     seed: str | None = None
@@ -107,6 +109,7 @@ class RunHttp:
                 wanted.point,
                 dead=wanted.declare_dead,
                 copies=wanted.copies,
+                left_out=wanted.without,
                 seed=wanted.seed,
             )
             if planned.run.kind is RunKind.DRILL:

@@ -61,7 +61,12 @@ def _asked(options: argparse.Namespace, what: Callable[[dict[str, Any]], str], v
 
 
 def _wanted(options: argparse.Namespace) -> dict[str, Any]:
-    return {"target": options.target, "point": options.point, "over_cap": options.over_cap}
+    return {
+        "target": options.target,
+        "point": options.point,
+        "over_cap": options.over_cap,
+        "without": options.without,
+    }
 
 
 def register(add: Callable[..., argparse.ArgumentParser]) -> None:

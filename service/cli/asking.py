@@ -23,6 +23,13 @@ def takes_target(made: argparse.ArgumentParser) -> None:
         metavar="ID|latest|TIME",
         help="else as the plan says; also latest-application, latest-bootable",
     )
+    made.add_argument(
+        "--without",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="leave this server of the plan out; may be repeated",
+    )
     made.add_argument("--dry-run", action="store_true", help="print the steps and do nothing")
     made.add_argument("--over-cap", metavar="REASON", help="although it exceeds a cap; the reason is written down")
 

@@ -67,6 +67,7 @@ def panic(options: argparse.Namespace) -> None:
         "point": options.point,
         "over_cap": options.over_cap,
         "declare_dead": declared_dead(options),
+        "without": options.without,
         **({} if options.ttl is None else {"ttl_seconds": options.ttl}),
     }
 

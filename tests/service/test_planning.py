@@ -47,6 +47,7 @@ groups:
 - servers:
   - {name: web01, address: {failover: same}, gates: [{console: {text: "login:"}}]}
 """
+BOTH = "{plan: both, groups: [{servers: [{name: new01}]}, {servers: [{name: web01}]}]}"
 TAKEN_AT = "1970-01-01T00:16:00.000Z"
 
 
@@ -134,6 +135,16 @@ def test_planned_again_with_its_seed_a_run_is_word_for_word_what_was_shown(offic
     assert len({instance["id"] for instance in [*shown["instances"], *other["instances"]]}) == 4
     with pytest.raises(UsageError, match="32 hexadecimal digits"):
         office.book.plan("default", kind, "web01", None, seed="x")
+
+
+def test_a_server_without_a_point_does_not_keep_the_others_from_booting(office: Office, database: Database) -> None:
+    add_server(database, id="srv-2", name="new01")
+    office.book.apply("default", "both", BOTH, draft=False)
+    with pytest.raises(NotFound, match="--without new01"):
+        office.book.plan("default", RunKind.FAILOVER, "both", None)
+    planned = office.book.plan("default", RunKind.FAILOVER, "both", None, left_out=["new01"])
+    assert [launch.args["server"] for launch in planned.run.launches()] == ["web01"]
+    assert "new01" not in str(office.book.findings(planned))
 
 
 def test_what_is_failed_over_already_is_told_before_somebody_tries(office: Office) -> None:
