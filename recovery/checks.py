@@ -65,7 +65,9 @@ def refuse_conflict(run: Run, others: Sequence[Run]) -> None:
         alike = other.kind.takes_over if run.kind.takes_over else other.kind is run.kind
         if not alike or other.state is RunState.ENDED or _has_moved(other):
             continue
-        shared = (wanted.keys() & booted_servers(other).keys()) - home_servers(other, others)
+        shared = wanted.keys() & booted_servers(other).keys()
+        if shared:  # most have nothing to do with each other, and this looks at all
+            shared -= home_servers(other, others)
         if not shared:
             continue
         name = wanted[min(shared)]

@@ -11,6 +11,7 @@ from recovery.plans.model import DEFAULT_GATE_SECONDS
 
 PROGRAM = re.compile(r"[\w-][\w.-]{0,99}")
 """A name without a path."""
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:\d{1,5})?")
 _HTTP_PATH = re.compile(r"/[!-~]*")
 
 
@@ -23,13 +24,17 @@ def read_gate(document: Field) -> Gate:
 
 
 def _read_http(document: Field) -> Gate:
-    fields = document.mapping(required=("port",), optional=("path", "status", "contains", "timeout_seconds"))
+    fields = document.mapping(required=("port",), optional=("path", "host", "status", "contains", "timeout_seconds"))
     path = fields["path"].text() if "path" in fields else "/"
     if not _HTTP_PATH.fullmatch(path):
         raise fields["path"].error(f"{path!r} is no path", "begin with /, and write spaces and umlauts as %XX")
+    host = fields["host"].text() if "host" in fields else None
+    if host is not None and not _HOST.fullmatch(host):
+        raise fields["host"].error(f"{host!r} is no host's name", "like shop.example.com")
     return HttpGate(
         port=fields["port"].integer(1, 65_535),
         path=path,
+        host=host,
         status=fields["status"].integer(100, 599) if "status" in fields else 200,
         contains=fields["contains"].text() if "contains" in fields else None,
         timeout_seconds=limit(fields, DEFAULT_GATE_SECONDS),

@@ -47,7 +47,8 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/health" else 503)
+        known = self.path == "/health" or self.headers["Host"] == "shop.example.com"
+        self.send_response(200 if known else 503)
         self.end_headers()
         self.wfile.write(b'{"status": "ok"}')
 
@@ -84,6 +85,7 @@ def test_an_http_gate_holds_when_status_and_body_are_as_wanted(server_port: int)
     site = site_with(server_port)
     assert check_gate(HttpGate(port=8000, path="/health", contains="ok"), site, "i-1", AGENT).held
     assert check_gate(HttpGate(port=8000, path="/", status=503), site, "i-1", AGENT).held
+    assert check_gate(HttpGate(port=8000, host="shop.example.com"), site, "i-1", AGENT).held, "one of many names there"
 
 
 def test_an_http_gate_says_what_it_saw_instead(server_port: int) -> None:
