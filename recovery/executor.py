@@ -29,6 +29,9 @@ from recovery.sites.contract import Site
 AGAIN_SECONDS = 5.0
 """Until what must not be given up (a store that does not answer, a removal) is tried again."""
 
+MOST_TOLD = 10
+"""Failed steps of a run that the audit trail names."""
+
 log = logging.getLogger(__name__)
 
 
@@ -217,7 +220,7 @@ class Executor:
         with self._lock:
             if self._store.get(run.id).state is RunState.RUNNING:  # and not being ended meanwhile
                 self._store.save_state(run.id, state, self._clock.now())
-                self._audit(run, state)
+                self._audit(run, _concluded(run, state))
 
     def _close_failover(self, failback: Run) -> None:
         """A failover whose servers are all home has nothing left: it has ended."""
@@ -263,3 +266,11 @@ class Executor:
 
     def _audit(self, run: Run, what: str) -> None:
         self._control.audit(run.tenant, f"run.{run.kind}", f"{run.id} of {run.plan}: {what}")
+
+
+def _concluded(run: Run, state: RunState) -> str:
+    """What stays in the audit trail, whatever a retry makes of the steps."""
+    failed = [step for step in run.steps if step.state is StepState.FAILED]
+    told = [f"'{step.name}': {next(iter((step.error or '').splitlines()), '')}" for step in failed[:MOST_TOLD]]
+    more = [f"and {len(failed) - MOST_TOLD} more"] if len(failed) > MOST_TOLD else []
+    return "; ".join([str(state), *told, *more])

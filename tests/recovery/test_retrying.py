@@ -47,6 +47,10 @@ def test_what_failed_is_passed_over_and_the_rest_goes_on_in_a_run_that_stays_fai
 
 def test_what_was_passed_over_can_be_tried_again(shop: World) -> None:
     run = shop.perform(shop.plan(RunKind.FAILOVER, plan()))
+    (failure,) = [line for line in shop.control.audits if ": failed" in line]
+    assert (
+        "failed; 'gate db01: 'ready' on the console': db01: 'ready' on the console did not come within 1 s" in failure
+    )
     shop.executor.retry(run.id, go_on=True)
     shop.executor.wait(run.id)
     shop.site.console_text = "ready\nlogin:"
