@@ -39,5 +39,9 @@ def confirm(name: str, what: str) -> None:
     if not sys.stdin.isatty():
         raise UsageError(f"nobody is here to confirm that {name} {what}", "say --yes")
     say(f"{name} {what}.\nType {name} to go on: ", sys.stderr, end="")
-    if sys.stdin.readline().strip() != name:
+    try:
+        typed = sys.stdin.readline().strip()
+    except KeyboardInterrupt:
+        typed = ""
+    if typed != name:
         raise UsageError("not confirmed, nothing was done", f"type {name}, or say --yes")

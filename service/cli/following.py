@@ -106,7 +106,9 @@ def finish(options: argparse.Namespace, run: dict[str, Any]) -> None:
     """Print the outcome. Raises RecoveryError unless every gate held."""
     lines = servers_lines(run)
     if run["state"] == "succeeded":
-        lines = [f"{run['id']} succeeded" + (f", RTO {run['rto_seconds']:.1f} s" if run["rto_seconds"] else ""), *lines]
+        took = "the server was away for" if run["kind"] == "failback" else "RTO"
+        seconds = f", {took} {run['rto_seconds']:.1f} s" if run["rto_seconds"] is not None else ""
+        lines = [f"{run['id']} succeeded{seconds}", *lines]
         if run["price"]:
             lines.append(f"  it uses {price_text(run['price'])}")
         if run["kind"] == "failback":

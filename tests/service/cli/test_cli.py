@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.protocol.errors import UsageError
 from agent.protocol.tokens import AdminToken
+from service.cli.asking import confirm
 from service.cli.client import Service as Client
 from service.cli.parser import build_parser
 from tests.faults.harness import BINARIES, Service, run, served
@@ -188,6 +190,22 @@ def test_on_a_terminal_the_button_needs_no_yes(service: Service) -> None:
         os.close(theirs)
     assert ended.returncode == 1, "it gets as far as the service, which knows no such server"
     assert "nobody" in ended.stderr
+
+
+def test_who_breaks_off_at_the_question_is_told_that_nothing_was_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+        def readline(self) -> str:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    with pytest.raises(UsageError, match="not confirmed, nothing was done"):
+        confirm("web01", "takes over")
+    assert "web01 takes over.\nType web01 to go on: " in capsys.readouterr().err
 
 
 def test_a_second_service_on_the_same_folder_or_port_is_refused(service: Service, tmp_path: Path) -> None:
