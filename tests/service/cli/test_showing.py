@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, cast
 
 import pytest
 
+from service.cli.client import Service
 from service.cli.following import changed_since
 from service.cli.output import fitted
 from service.cli.plans import findings_lines
 from service.cli.showing import now_text, servers_lines, stale_text, steps_text, ways_on
+from service.cli.sources import what_becomes_of_them, what_is_lost
 
 RUN: dict[str, Any] = {
     "id": "failover-1",
@@ -124,6 +127,38 @@ def test_what_has_changed_since_it_was_shown_is_told() -> None:
     assert changed_since(run(), run(steps=newer)) == ["changed since it was shown: 1. boot another point"]
     assert changed_since(run(), run(steps=STEPS[:1]))[0] == "it has changed since it was shown:"
     assert changed_since(run(), run(id="failback-9")) == ["failback-9 was begun before, and goes on"]
+
+
+class Servers:
+    """A service that knows servers."""
+
+    def get(self, path: str) -> list[dict[str, Any]]:
+        assert path == "/api/v1/servers"
+        now = datetime.now(UTC).isoformat()
+        return [
+            {"name": "db01", "last_seen_at": now, "last_point": "pt-1", "lag_seconds": 600.0},
+            {"name": "web01", "last_seen_at": None, "last_point": "pt-2", "lag_seconds": 5.0},
+            {"name": "other", "last_seen_at": now, "last_point": None, "lag_seconds": None},
+        ]
+
+
+def test_who_confirms_a_failover_is_told_whose_source_is_declared_dead_and_whose_is_stopped() -> None:
+    service = cast("Service", Servers())
+    takeovers = [{"action": "hand_to_instance", "server": name} for name in ("db01", "web01")]
+    said = what_becomes_of_them(service, {"steps": takeovers})
+    assert said.startswith("db01 is not dead: its agent was heard 0.")
+    assert said.endswith("you declare dead: db01, web01; nothing from there is taken any more")
+    fenced = [{"action": "fence_source", "server": "db01"}, *takeovers]
+    assert what_becomes_of_them(service, {"steps": fenced}) == (
+        "you declare dead: web01; nothing from there is taken any more; stopped by their own agents first: db01"
+    )
+    many = [{"action": "hand_to_instance", "server": f"s{number}"} for number in range(14)]
+    assert "s8, s9 and 4 more" in what_becomes_of_them(service, {"steps": many})
+
+
+def test_what_a_rollback_loses_is_told_of_each_server() -> None:
+    lost = what_is_lost(cast("Service", Servers()), run())
+    assert lost == "what db01 did since pt-1 (10 min ago), what web01 did since pt-2 (5.0 s ago)"
 
 
 def test_findings_share_their_way_out_and_say_what_their_colours_mean() -> None:
