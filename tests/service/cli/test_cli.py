@@ -49,7 +49,7 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
 def test_json_is_one_document_and_nothing_else(service: Service, tmp_path: Path) -> None:
     plan = _file(tmp_path, PLAN)
     for arguments in (["servers"], ["runs"], ["enroll-token"], ["plan", "apply", "--draft", str(plan)],
-                      ["plan", "show", "shop"], ["plan", "list"], ["caps"]):  # fmt: skip
+                      ["plan", "show", "shop"], ["plan", "list"], ["caps"], ["audit"]):  # fmt: skip
         ran = run("understudy", *arguments, "--data", service.data, "--json")
         assert (ran.code, ran.err) == (0, "")
         json.loads(ran.out)
@@ -176,6 +176,13 @@ def test_caps_are_set_one_by_one_and_taken_away_again(service: Service) -> None:
     assert caps("--instances", "none", "--price-per-hour", "none") == {"instances": None, "price_per_hour": None}
     for wrong in (["--instances", "many"], ["--price-per-hour", "nan"], ["--price-per-hour", "inf"]):
         assert "is no number" in run("understudy", "caps", *wrong, "--data", service.data).complaint
+
+
+def test_the_audit_trail_says_who_did_what(service: Service) -> None:
+    assert run("understudy", "caps", "--instances", "none", "--data", service.data).code == 0
+    newest = run("understudy", "audit", "--most", "1", "--data", service.data, "--json").document
+    assert [(entry["who"], entry["action"]) for entry in newest] == [("operator", "caps")]
+    assert "operator  caps" in run("understudy", "audit", "--data", service.data).out
 
 
 def test_on_a_terminal_the_button_needs_no_yes(service: Service) -> None:
