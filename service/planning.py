@@ -6,6 +6,7 @@ import ipaddress
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from agent.protocol.errors import Conflict, NotFound, UnderstudyError, UsageError
 from agent.protocol.messages import Point
@@ -139,8 +140,13 @@ class PlanBook:
         return (self._check(estate, target) for target in estate.servers_by_target)
 
     def _check(self, estate: Estate, target: str) -> PlanCheck:
-        plan = estate.plan(target)
         price = None
+        try:
+            plan = estate.plan(target)
+        except UsageError as error:
+            hint = f"{error.hint}; then put it in place anew: understudy plan apply FILE"
+            findings = [Finding(level=Level.RED, reason=Reason.PLAN, text=error.message, hint=hint)]
+            return _checked(target, findings, None, estate.now)
         try:
             planned = self._planned(estate, plan, RunKind.FAILOVER, None)
         except UnderstudyError as error:
@@ -148,13 +154,7 @@ class PlanBook:
         else:
             findings = self.findings(planned)
             price = planned.run.price
-        return PlanCheck(
-            plan=target,
-            level=worst(findings).value,
-            findings=[finding.to_json() for finding in findings],
-            price=price,
-            checked_at=estate.now,
-        )
+        return _checked(target, findings, price, estate.now)
 
     def _planned(
         self,
@@ -200,6 +200,16 @@ def _points(estate: Estate, plan: Plan, choice: str) -> dict[str, Sequence[Point
     newest_will_do = choice == LATEST and plan.one_instant_seconds is None
     known = [wanted.name for wanted in plan.servers if wanted.name in estate.servers]
     return {name: estate.newest_point(name) if newest_will_do else estate.points(name) for name in known}
+
+
+def _checked(target: str, findings: list[Finding], price: dict[str, Any] | None, now: float) -> PlanCheck:
+    return PlanCheck(
+        plan=target,
+        level=worst(findings).value,
+        findings=[finding.to_json() for finding in findings],
+        price=price,
+        checked_at=now,
+    )
 
 
 def _in_the_way(run: Run, live: Sequence[Run]) -> Conflict | None:

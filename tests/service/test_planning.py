@@ -147,6 +147,20 @@ def test_a_server_without_a_point_does_not_keep_the_others_from_booting(office: 
     assert "new01" not in str(office.book.findings(planned))
 
 
+def test_a_plan_that_cannot_be_read_any_more_is_red_and_takes_no_other_along(office: Office) -> None:
+    office.plans.put("default", "old", SHOP.replace("shop", "old") + "  wait_seconds: 010\n")
+    office.book.apply("default", "shop", SHOP, draft=False)
+    checks = {check.plan: check for check in office.book.checks("default")}
+    assert checks.keys() == {"old", "shop"}
+    (finding,) = checks["old"].findings
+    assert (checks["old"].level, finding["reason"]) == ("red", "plan")
+    assert "line 5: groups[0].wait_seconds: this number cannot be read" in finding["text"]
+    assert "understudy plan apply" in finding["hint"]
+    assert checks["shop"].level == "amber"
+    with pytest.raises(UsageError, match="cannot be read"):
+        office.book.plan("default", RunKind.DRILL, "old", None)
+
+
 def test_what_is_failed_over_already_is_told_before_somebody_tries(office: Office) -> None:
     run = office.executor.wait(
         office.desk.start(office.book.plan("default", RunKind.FAILOVER, "web01", None, dead=["*"])).id
