@@ -1,5 +1,6 @@
 """Recovery plans: ordered groups of servers with health gates between them. Written as YAML; see docs/plans.md."""
 
+from recovery.plans.fields import MAX_TEXT_CHARACTERS
 from recovery.plans.model import (
     Caps,
     FailureRule,
@@ -14,6 +15,7 @@ from recovery.plans.reading import parse_plan
 from recovery.plans.writing import dump_plan
 
 __all__ = [
+    "MAX_TEXT_CHARACTERS",
     "Caps",
     "FailureRule",
     "Group",

@@ -21,11 +21,12 @@ MEANINGS = {
 
 
 def apply(options: argparse.Namespace) -> None:
-    from recovery.plans import parse_plan
+    from recovery.plans import MAX_TEXT_CHARACTERS, parse_plan
 
     path = Path(options.file)
     try:
-        text = path.read_text()
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_TEXT_CHARACTERS + 1)  # however much there is
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", "name a YAML file") from None
     except UnicodeDecodeError:

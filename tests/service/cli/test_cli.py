@@ -132,6 +132,7 @@ def test_a_plan_that_is_no_text_is_one_line(service: Service, tmp_path: Path) ->
     assert (
         "no text in UTF-8" in run("understudy", "plan", "apply", tmp_path / "bytes", "--data", service.data).complaint
     )
+    assert "longer than" in run("understudy", "plan", "apply", "/dev/zero", "--data", service.data).complaint
     assert "Is a directory" in run("understudy", "plan", "apply", tmp_path, "--data", service.data).complaint
 
 
