@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from service.cli.text import ago, duration, instant, shown
@@ -28,7 +29,7 @@ def now_text(run: Document) -> str:
         return f"ends at {instant(run['expires_at'])}"
     if run["committed_at"] and run["kind"] == "failover":
         return "committed"
-    return f"rollback until {instant(run['rollback_until'])}" if run["rollback_until"] else ""
+    return f"rollback until {instant(run['rollback_until'])}" if _can_be_undone(run) else ""
 
 
 def steps_text(run: Document) -> str:
@@ -78,7 +79,7 @@ def ways_on(run: Document) -> list[str]:
         ways = [f"try again: understudy retry {name}"]
         if failed and run["kind"] != "failback" and not failed["optional"] and failed["action"] not in _OF_IDENTITY:
             ways.append(f"go on without what failed: understudy retry {name} --go-on")
-        if run["rollback_until"]:
+        if _can_be_undone(run):
             ways.append(_rollback(run))
         what = "call it off" if run["kind"] == "failback" else "remove what it made"
         return [*ways, f"{what}: understudy end {name}"]
@@ -96,9 +97,13 @@ def ways_on(run: Document) -> list[str]:
     ways = []
     if run["kind"] == "failover":
         ways.append(f"the way home: understudy failback {name}")
-    if run["rollback_until"]:
+    if _can_be_undone(run):
         ways.append(_rollback(run))
     return ways
+
+
+def _can_be_undone(run: Document) -> bool:
+    return run["rollback_until"] is not None and run["rollback_until"] > time.time()
 
 
 def _rollback(run: Document) -> str:
