@@ -118,12 +118,14 @@ def _push(options: argparse.Namespace) -> None:
 def _pull(options: argparse.Namespace) -> None:
     from agent.client import ServiceClient
     from agent.progress import ProgressBar
+    from agent.pull.lost import lost_on
     from agent.pull.pull import PullResult, find_point, pull
 
     async def run() -> PullResult:
         async with ServiceClient.of(_state(options)) as client:
             point = await find_point(client, options.point)
-            _confirm(options, f"everything on {options.onto} is replaced by {point.server} as of {point.taken_at}")
+            becomes = f"{options.onto} becomes volume {options.volume} of {point.server} as of {point.taken_at}"
+            _confirm(options, point.server, f"{lost_on(options.onto)}: {becomes}")
             with ProgressBar("pull", enabled=not options.json) as bar:
                 return await pull(client, point, options.volume, options.onto, on_progress=bar)
 
@@ -238,13 +240,13 @@ def _state(options: argparse.Namespace) -> State:
     return State(Path(getattr(options, "state", None) or default_state_folder()))
 
 
-def _confirm(options: argparse.Namespace, what: str) -> None:
+def _confirm(options: argparse.Namespace, name: str, what: str) -> None:
     if options.yes:
         return
-    sys.stderr.write(f"{what}.\nType yes to go on: ")
+    sys.stderr.write(f"{what}.\nType {name} to go on: ")
     sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() != "yes":
-        raise UsageError("not confirmed, nothing was written", "type yes, or say --yes")
+    if sys.stdin.readline().strip() != name:
+        raise UsageError("not confirmed, nothing was written", f"type {name}, or say --yes")
 
 
 def _print(options: argparse.Namespace, document: Any, text: str) -> None:

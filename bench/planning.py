@@ -21,7 +21,7 @@ from agent.protocol.messages import Point, PointVolume
 from recovery.checks import SiteFacts
 from recovery.control import Server
 from recovery.executor import Executor
-from recovery.planner import RandomIds, plan_failover
+from recovery.planner import SeededIds, new_seed, plan_failover
 from recovery.plans import Plan, parse_plan
 from recovery.runs import Run, RunKind, RunState, StepState
 from recovery.sites.contract import Instance, InstanceSpec, InstanceState, Site
@@ -146,7 +146,9 @@ def main(rounds: int = 5) -> int:
     facts = SiteFacts(name="instant", free_bytes=1 << 50)
 
     def planned() -> Run:
-        return plan_failover(parse_plan(text), RunKind.DRILL, servers, points, None, facts, RandomIds(), time.time())
+        return plan_failover(
+            parse_plan(text), RunKind.DRILL, servers, points, None, facts, SeededIds(new_seed()), time.time()
+        )
 
     plan_seconds = timed(planned, rounds)
     with tempfile.TemporaryDirectory(prefix="planning-") as folder:

@@ -34,7 +34,8 @@ def refuse_without_space(plan: Plan, facts: SiteFacts) -> None:
     count = len(plan.servers)
     if facts.free_bytes < NEEDED_BYTES_PER_INSTANCE * count:
         raise RecoveryError(
-            f"site {facts.name} has {facts.free_bytes >> 20} MiB left for what {count} instance(s) will write",
+            f"site {facts.name} has {facts.free_bytes >> 20} MiB left"
+            f" for what {'an instance' if count == 1 else f'{count} instances'} will write",
             "free space there; end drills that are not needed",
         )
 
@@ -64,7 +65,9 @@ def refuse_conflict(run: Run, others: Sequence[Run]) -> None:
         alike = other.kind.takes_over if run.kind.takes_over else other.kind is run.kind
         if not alike or other.state is RunState.ENDED or _has_moved(other):
             continue
-        shared = (wanted.keys() & booted_servers(other).keys()) - home_servers(other, others)
+        shared = wanted.keys() & booted_servers(other).keys()
+        if shared:  # most have nothing to do with each other, and this looks at all
+            shared -= home_servers(other, others)
         if not shared:
             continue
         name = wanted[min(shared)]
@@ -72,6 +75,9 @@ def refuse_conflict(run: Run, others: Sequence[Run]) -> None:
             hint = f"if it failed: understudy retry {other.id}; to call it off: understudy end {other.id}"
             raise Conflict(f"{name} is being migrated by {other.id} ({other.state})", hint)
         if other.kind is RunKind.FAILOVER:
+            if other.state is RunState.RUNNING:
+                hint = f"follow it: understudy runs {other.id} --follow"
+                raise Conflict(f"{name} is being failed over by {other.id}", hint)
             hint = f"bring it home: understudy failback {other.id}; or give it up: understudy end {other.id} --force"
             raise Conflict(f"{name} has been failed over by {other.id} ({other.state})", hint)
         if run.failover_run == other.failover_run:

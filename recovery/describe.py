@@ -33,7 +33,7 @@ def _describe_launch(args: Mapping[str, Any]) -> str:
     reach = f", its port {', '.join(ports)}" if ports else ""
     return (
         f"boot point {args['point']} of {args['taken_at']} ({volumes}) as {args['instance_id']}"
-        f" with {args['cpus']} CPUs and {args['memory_mib']} MiB on {network}{reach}"
+        f" with {args['cpus']} CPU{'' if args['cpus'] == 1 else 's'} and {args['memory_mib']} MiB on {network}{reach}"
     )
 
 
@@ -71,6 +71,7 @@ _DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"take a point of {args['instance_id']} while it runs (if its agent does not answer: use the newest there is)"
     ),
     "await_pull": lambda _: "wait until the repaired machine has pulled that point",
+    "await_cut_over": lambda _: "go on working until somebody confirms the cut-over: understudy commit",
     "shut_down": lambda args: f"shut {args['instance_id']} down; the service is away until it boots at home",
     "undo_repair": lambda args: f"take back what boot repair changed on {args['instance_id']}",
     "capture": lambda args: f"take the last point from the stopped {args['instance_id']}",

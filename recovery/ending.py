@@ -52,6 +52,13 @@ def _refuse_failover_end(run: Run, failbacks: Sequence[Run], control: Control, *
 def _refuse_failback_end(run: Run, control: Control, *, force: bool) -> None:
     hand_home, settle = _step(run, "hand_home"), _step(run, "settle")
     name = settle.args["server"]
+    if settle.state is StepState.DONE:
+        if not force and any(step.action == "wait" and step.state is not StepState.DONE for step in run.steps):
+            raise Conflict(
+                f"{name} is at home: ending {run.id} removes its instance before the grace time is over",
+                f"let it pass, or do without the instance: understudy end {run.id} --force",
+            )
+        return
     if _begun(settle):
         raise Conflict(f"{name} is at home already, so {run.id} can only be finished", f"understudy retry {run.id}")
     if _begun(hand_home) and not force and control.home_arrived(hand_home.args["server_id"], run.id):
@@ -73,7 +80,13 @@ def refuse_rollback(run: Run, now: float) -> None:
 
 
 def refuse_commit(run: Run) -> None:
-    """Raises Conflict."""
+    """Raises Conflict unless this failover may be made final, or this failback may be told to cut over."""
+    if run.kind is RunKind.FAILBACK:
+        if not any(step.action == "await_cut_over" for step in run.steps):
+            raise Conflict(f"{run.id} waits for nobody's word to cut over", "say --hold when it begins")
+        if run.state in (RunState.ENDING, RunState.ENDED):
+            raise Conflict(f"{run.id} was called off", "see: understudy runs")
+        return
     if run.kind is not RunKind.FAILOVER or run.state not in (RunState.SUCCEEDED, RunState.FAILED):
         raise Conflict(
             f"{run.id} is a {run.kind} that is {run.state}", "a failover can be committed once it has come up"

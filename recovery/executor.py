@@ -6,9 +6,9 @@ Nothing that matters is in memory: every turn of a run's thread begins by readin
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from agent.protocol.errors import Conflict, NotFound, UnderstudyError
@@ -21,12 +21,16 @@ from recovery.ending import Undo, refuse_commit, refuse_end, refuse_rollback
 from recovery.performing import Performer
 from recovery.plans import Caps
 from recovery.prices import RunPrice, over_caps, refuse_over_cap, running_prices
+from recovery.retrying import told_of_retry, tried_again
 from recovery.runs import Run, RunKind, RunState, RunStore, StepState
 from recovery.scripts import Scripts
 from recovery.sites.contract import Site
 
 AGAIN_SECONDS = 5.0
 """Until what must not be given up (a store that does not answer, a removal) is tried again."""
+
+MOST_TOLD = 10
+"""Failed steps of a run that the audit trail names."""
 
 log = logging.getLogger(__name__)
 
@@ -92,27 +96,19 @@ class Executor:
                 self._spawn(run_id)
         return unfinished
 
-    def retry(self, run_id: str) -> None:
-        """Go on with a failed run at the step that failed. Raises NotFound, Conflict."""
+    def retry(self, run_id: str, *, go_on: bool = False, dead: Collection[str] = ()) -> None:
+        """Go on with a failed run at the step that failed; `go_on`: behind it. `dead`: servers whose sources could not
+        be stopped, and somebody says that they are dead. Raises NotFound, Conflict, UsageError."""
         with self._lock:
             run = self._store.get(run_id)
             if run.state is not RunState.FAILED:
                 raise Conflict(f"{run_id} is {run.state}", "only a failed run can be tried again")
-            for position in _steps_to_retry(run):
-                fresh = dataclasses.replace(
-                    run.steps[position],
-                    state=StepState.PENDING,
-                    started_at=None,
-                    ended_at=None,
-                    error=None,
-                    waits_for=None,
-                    result={},
-                )
-                self._store.save_step(run_id, position, fresh)
+            again = tried_again(run, self._clock.now(), go_on=go_on, dead=dead)
+            self._store.save_steps(run_id, again)
             self._store.save_state(run_id, RunState.RUNNING, None)
             if run_id not in self._active:
                 self._spawn(run_id)
-            self._audit(run, "tried again")
+            self._audit(run, told_of_retry(run, again, dead))
 
     def end(self, run_id: str, *, force: bool = False) -> None:
         """Begin to remove all that the run made; wait() tells when it has. Ended already: does nothing.
@@ -135,12 +131,15 @@ class Executor:
                 self._audit(run, "is being ended")
 
     def commit(self, run_id: str) -> None:
-        """From now on this failover cannot be rolled back. Done already: does nothing. Raises NotFound, Conflict."""
+        """From now on this failover cannot be rolled back; or, of a failback that holds: it may cut over. Done already:
+        does nothing. Raises NotFound, Conflict."""
         with self._lock:
             run = self._store.get(run_id)
             if run.committed_at is None:
                 refuse_commit(run)
                 self._store.save_committed(run_id, self._clock.now())
+                if run_id in self._active:
+                    self._active[run_id].interrupt.set()  # its thread has the run as it was before
                 self._audit(run, "committed")
 
     def roll_back(self, run_id: str) -> None:
@@ -221,7 +220,7 @@ class Executor:
         with self._lock:
             if self._store.get(run.id).state is RunState.RUNNING:  # and not being ended meanwhile
                 self._store.save_state(run.id, state, self._clock.now())
-                self._audit(run, state)
+                self._audit(run, _concluded(run, state))
 
     def _close_failover(self, failback: Run) -> None:
         """A failover whose servers are all home has nothing left: it has ended."""
@@ -269,15 +268,9 @@ class Executor:
         self._control.audit(run.tenant, f"run.{run.kind}", f"{run.id} of {run.plan}: {what}")
 
 
-def _steps_to_retry(run: Run) -> list[int]:
-    """The failed step; for a gate the launch before it too, which starts an instance that has died anew; and what
-    looked back at the failure."""
-    failed = [position for position, step in enumerate(run.steps) if step.state is StepState.FAILED]
-    instances = {run.steps[position].args["instance_id"] for position in failed if run.steps[position].action == "gate"}
-    launches = [
-        position
-        for position, step in enumerate(run.steps)
-        if step.action == "launch" and step.args["instance_id"] in instances
-    ]
-    closing = [position for position, step in enumerate(run.steps) if step.closing]
-    return sorted({*launches, *failed, *closing})
+def _concluded(run: Run, state: RunState) -> str:
+    """What stays in the audit trail, whatever a retry makes of the steps."""
+    failed = [step for step in run.steps if step.state is StepState.FAILED]
+    told = [f"'{step.name}': {next(iter((step.error or '').splitlines()), '')}" for step in failed[:MOST_TOLD]]
+    more = [f"and {len(failed) - MOST_TOLD} more"] if len(failed) > MOST_TOLD else []
+    return "; ".join([str(state), *told, *more])

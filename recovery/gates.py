@@ -47,23 +47,27 @@ class GuestAgent(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpGate:
-    """A GET of `path` at the guest's `port` answers `status`, and the body contains `contains` (None: whatever)."""
+    """A GET of `path` at the guest's `port` answers `status`, and the body contains `contains` (None: whatever).
+
+    `host` is the name that is asked for, where several live at one port; None: the address."""
 
     port: int
     path: str = "/"
     status: int = 200
     contains: str | None = None
+    host: str | None = None
     timeout_seconds: float = 300.0
 
     def __str__(self) -> str:
         body = f" containing {self.contains!r}" if self.contains is not None else ""
-        return f"HTTP {self.status}{body} from port {self.port} {self.path}"
+        name = f" of {self.host}" if self.host is not None else ""
+        return f"HTTP {self.status}{body} from port {self.port} {self.path}{name}"
 
     def check(self, site: Site, instance: Instance, agent: GuestAgent) -> GateResult:
         host, port = instance.addresses[self.port]
         url = f"http://{host}:{port}{self.path}"
         try:
-            status, body = _get(host, port, self.path)
+            status, body = _get(host, port, self.path, self.host)
         except (OSError, http.client.HTTPException) as error:
             # A guest that is not up yet refuses, resets, hangs or answers rubbish: all of it means "not yet".
             return GateResult(False, f"{url}: {str(error) or type(error).__name__}")
@@ -201,7 +205,7 @@ def console_end(site: Site, instance_id: str) -> str:
     lines = last_lines(site.console(instance_id))
     if not lines:
         return "; its console is empty"
-    return "\n".join(["; the end of its console:", *(f"  | {line}" for line in lines), ""])
+    return "\n".join(["", "the end of its console:", *(f"  | {line}" for line in lines), ""])
 
 
 def last_lines(console: str) -> list[str]:
@@ -210,8 +214,9 @@ def last_lines(console: str) -> list[str]:
     return [line for line in lines if line][-CONSOLE_LINES:]
 
 
-def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
-    """(status, start of the body). Raises OSError, HTTPException; takes CHECK_SECONDS at most, and a little."""
+def _get(host: str, port: int, path: str, name: str | None) -> tuple[int, bytes]:
+    """(status, start of the body); `name` as HttpGate.host. Raises OSError, HTTPException; takes CHECK_SECONDS at most,
+    and a little."""
     deadline = time.monotonic() + CHECK_SECONDS
     connection = http.client.HTTPConnection(host, port, timeout=CHECK_SECONDS)
     try:
@@ -222,7 +227,8 @@ def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
         cut.daemon = True
         cut.start()
         try:
-            connection.request("GET", path, headers={"Connection": "close", "User-Agent": "understudy-gate"})
+            headers = {"Connection": "close", "User-Agent": "understudy-gate", **({"Host": name} if name else {})}
+            connection.request("GET", path, headers=headers)
             response = connection.getresponse()
             body = response.read(MAX_BODY_BYTES)
         finally:

@@ -29,16 +29,14 @@ class Stage(enum.StrEnum):
     RETIRE = "retire the instance"
 
 
-def plan_failback(failover_run: Run, server: Server, ids: Ids, now: float, grace_seconds: float = 0.0) -> Run:
+def plan_failback(
+    failover_run: Run, server: Server, ids: Ids, now: float, grace_seconds: float = 0.0, *, hold: bool = False
+) -> Run:
     """The way home of one server that `failover_run` booted; its instance is kept for `grace_seconds` after that.
+    `hold`: once it is copied, nothing is shut down until an operator confirms the cut-over.
 
     Raises Conflict or NotFound."""
-    if failover_run.kind is not RunKind.FAILOVER:
-        raise Conflict(f"{failover_run.id} is a {failover_run.kind}, and only a failover can be brought home")
-    if failover_run.state not in (RunState.SUCCEEDED, RunState.FAILED):
-        raise Conflict(
-            f"{failover_run.id} is {failover_run.state}", "a failover can be brought home once it has come up"
-        )
+    refuse_failback(failover_run)
     launches = [step for step in failover_run.launches() if step.args["server_id"] == server.id]
     if not launches:
         raise NotFound(f"{failover_run.id} did not boot {server.name}")
@@ -48,7 +46,7 @@ def plan_failback(failover_run: Run, server: Server, ids: Ids, now: float, grace
         raise Conflict(f"{failover_run.id} never got {server.name} to boot", hint)
 
     run_id = ids.run(RunKind.FAILBACK)
-    steps = _steps(run_id, failover_run, launch, server.name, grace_seconds)
+    steps = _steps(run_id, failover_run, launch, server.name, grace_seconds, hold=hold)
     return Run(
         id=run_id,
         tenant=failover_run.tenant,
@@ -60,30 +58,41 @@ def plan_failback(failover_run: Run, server: Server, ids: Ids, now: float, grace
     )
 
 
+def refuse_failback(run: Run) -> None:
+    """Raises Conflict unless this is a failover that servers can be brought home from."""
+    if run.kind is not RunKind.FAILOVER:
+        raise Conflict(f"{run.id} is a {run.kind}, and only a failover can be brought home")
+    if run.state is RunState.ENDED:
+        raise Conflict(f"{run.id} has ended: nothing of it runs here any more", "see: understudy runs")
+    if run.state not in (RunState.SUCCEEDED, RunState.FAILED):
+        raise Conflict(f"{run.id} is {run.state}", "a failover can be brought home once it has come up")
+
+
 def point_to_copy(steps: Sequence[Step]) -> str:
     """What an `await_pull` after these steps waits for: the newest point that they made."""
     return next(str(step.result["point"]) for step in reversed(steps) if step.action in ("take_point", "capture"))
 
 
-def _steps(run_id: str, failover_run: Run, launch: Step, name: str, grace_seconds: float) -> list[Step]:
+def _steps(run_id: str, failover_run: Run, launch: Step, name: str, grace_seconds: float, *, hold: bool) -> list[Step]:
     about = who(launch)
 
     def step(stage: Stage, title: str, action: str, **more: Any) -> Step:
         return Step(name=title.format(name), action=action, args={**about, "stage": stage.value, **more})
 
+    limits = {"limit_seconds": TAKE_POINT_SECONDS, "silent_seconds": AGENT_SILENT_SECONDS}
     steps = [
-        step(
-            Stage.PREPARE,
-            "take a point of {}",
-            "take_point",
-            label=f"{run_id}: before the shutdown",
-            limit_seconds=TAKE_POINT_SECONDS,
-            silent_seconds=AGENT_SILENT_SECONDS,
-        ),
+        step(Stage.PREPARE, "take a point of {}", "take_point", label=f"{run_id}: before the shutdown", **limits),
         step(Stage.SYNC, "copy {} home while it runs", "await_pull"),
-        # `launch` is what is booted again if the failback is called off
-        step(Stage.CUT_OVER, "shut down {}", "shut_down", limit_seconds=SHUT_DOWN_SECONDS, launch=launch.args),
     ]
+    if hold:  # which may take days: what changed meanwhile is copied before the server is away
+        steps += [
+            step(Stage.SYNC, "hold {} until its cut-over is confirmed", "await_cut_over"),
+            step(Stage.SYNC, "take a newer point of {}", "take_point", label=f"{run_id}: after the hold", **limits),
+            step(Stage.SYNC, "copy what changed on {} meanwhile", "await_pull"),
+        ]
+    # `launch` is what is booted again if the failback is called off
+    down = {"limit_seconds": SHUT_DOWN_SECONDS, "launch": launch.args}
+    steps.append(step(Stage.CUT_OVER, "shut down {}", "shut_down", **down))
     repair = repair_of(failover_run, launch.args["instance_id"])
     if repair is not None and repair.state is not StepState.PENDING and not repair.args.get("skip"):
         undo = {"launch": launch.args, "repaired_by": failover_run.id}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import secrets
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from agent.protocol.errors import NotFound
+from agent.protocol.errors import NotFound, UsageError
 from agent.protocol.messages import Point
 from recovery.checks import SiteFacts, refuse_without_space
 from recovery.control import Server
@@ -34,15 +36,33 @@ class Ids(Protocol):
         ...
 
 
-class RandomIds:
+def new_seed() -> str:
+    return secrets.token_hex(16)
+
+
+class SeededIds:
+    """The same seed gives the same names one after the other: what is shown before a run is what it does. Nobody can
+    tell the seed from the names, nor a name from another."""
+
+    def __init__(self, seed: str) -> None:
+        """Raises UsageError."""
+        if not re.fullmatch(r"[0-9a-f]{32}", seed):
+            raise UsageError(f"seed is {seed[:100]!r}, and should be 32 hexadecimal digits", "leave it out")
+        self._seed = bytes.fromhex(seed)
+        self._given = 0
+
     def run(self, kind: RunKind) -> str:
-        return f"{kind}-{secrets.token_hex(4)}"  # short: it is typed at 3 a.m.
+        return f"{kind}-{self._next(4).hex()}"  # short: it is typed at 3 a.m.
 
     def instance(self) -> str:
-        return f"i-{secrets.token_hex(6)}"
+        return f"i-{self._next(6).hex()}"
 
     def machine(self) -> str:
-        return str(uuid.uuid4())
+        return str(uuid.UUID(bytes=self._next(16), version=4))
+
+    def _next(self, size_bytes: int) -> bytes:
+        self._given += 1
+        return hashlib.blake2b(self._given.to_bytes(8), key=self._seed, digest_size=size_bytes).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +94,9 @@ def plan_failover(
     for wanted in plan.servers:
         if wanted.name not in servers:
             known = ", ".join(sorted(servers)) or "none"
-            raise NotFound(f"plan {plan.name}: no server {wanted.name!r} is protected", f"there are: {known}")
+            others = f"; or boot the others: --without {wanted.name}" if len(plan.servers) > 1 else ""
+            hint = f"there are: {known}{others}"
+            raise NotFound(f"plan {plan.name}: no server {wanted.name!r} is protected", hint)
     its_points = {wanted.name: points[wanted.name] for wanted in plan.servers}
     chosen = choose_points(its_points, choice or plan.point, plan.one_instant_seconds)
     refuse_without_space(plan, facts)
@@ -122,7 +144,8 @@ class _Planner:
         for at in in_order(needs):
             after = [end for need in needs[at] for end in ends[need]]
             ends[at] = self._group(groups[at], groups[at].name or f"group {at + 1}", after or begin)
-        last = [at for at in ends if not any(at in need for need in needs)]
+        waited_for = {need for its in needs for need in its}
+        last = [at for at in ends if at not in waited_for]
         end = self._scripts(self._plan.post, [end for at in last for end in ends[at]], "after the plan")
         if self._kind is RunKind.MIGRATE:
             self._retire_sources(end)
@@ -145,8 +168,8 @@ class _Planner:
         ]
         for at, (wanted, launch) in enumerate(pairs):
             ends[at] = self._gates(wanted, launch, ends[at])
-        end = [position for its_ends in ends for position in its_ends]
-        if group.wait_seconds:
+        end = [position for its_ends in ends for position in its_ends] or after  # servers may have been left out
+        if group.wait_seconds and group.servers:
             wait = Step(name=f"wait after {name}", action="wait", args={"seconds": group.wait_seconds, "group": name})
             end = [self._add(wait, end, FailureRule())]
         return self._scripts(group.post, end, f"after {name}")

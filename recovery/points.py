@@ -48,6 +48,10 @@ def choose_point(server: str, points: Sequence[Point], choice: str) -> Point:
 def choose_points(points: Mapping[str, Sequence[Point]], choice: str, within_seconds: float | None) -> dict[str, Point]:
     """A point for each server (by name). `within_seconds`: of one instant, the newest there is: no two of them are
     further apart than this. Raises as choose_point, and NotFound when there is no such instant."""
+    bare = next((server for server, its_points in points.items() if not its_points), None)
+    if bare is not None and len(points) > 1:
+        hint = f"make one: understudy take {bare}; or boot the others: --without {bare}"
+        raise NotFound(f"there is no recovery point of {bare}", hint)
     if within_seconds is None:
         return {server: choose_point(server, its_points, choice) for server, its_points in points.items()}
     candidates = {server: _candidates(server, its_points, choice) for server, its_points in points.items()}

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
+from agent.protocol.errors import Conflict
 from agent.protocol.messages import Point
 from recovery.checks import NEEDED_BYTES_PER_INSTANCE, SiteFacts
 from recovery.control import Server
 from recovery.gates import asks_agent
 from recovery.plans import Plan
 from recovery.prices import RunPrice
-from recovery.runs import Run
+from recovery.runs import Run, RunKind
 
 ADVISED_BYTES_PER_INSTANCE = 1 << 30
 STALE_SECONDS = 86_400.0
@@ -33,6 +34,8 @@ class Level(enum.StrEnum):
 
 class Reason(enum.StrEnum):
     PLAN = "plan"
+    RUN = "run"
+    """Another one is in the way."""
     POINT = "point"
     BOOT = "boot"
     SPACE = "space"
@@ -70,7 +73,8 @@ class Proof:
 class Situation:
     """All that is looked at. `points`, `servers`, `proofs` and `objections` (the site's, to what would be launched) are
     by server name; `over_caps` says in words what the run would exceed; `missing_scripts` likewise; `taken` are
-    addresses (without prefix length) of what runs now, and the run it belongs to. `now` is seconds since 1970."""
+    addresses (without prefix length) of what runs now, and the run it belongs to; `in_the_way` is why this run could
+    not begin beside those that have not ended. `now` is seconds since 1970."""
 
     plan: Plan
     run: Run
@@ -84,6 +88,7 @@ class Situation:
     over_caps: list[str] = field(default_factory=list)
     missing_scripts: list[str] = field(default_factory=list)
     taken: Mapping[str, str] = field(default_factory=dict)
+    in_the_way: Conflict | None = None
 
 
 def preflight(situation: Situation) -> list[Finding]:
@@ -116,15 +121,18 @@ def _freshness(now: Situation) -> Iterator[Finding]:
 
 def _boot(now: Situation) -> Iterator[Finding]:
     """Servers boot here: the newest run that tried says so, else what their agents found at home."""
+    try_it = f"to find out, while nothing depends on it: understudy panic {now.plan.name} --drill"
     for name, server in now.servers.items():
         proof = now.proofs.get(name)
-        try_it = f"understudy panic {name} --drill"
-        if proof is None:
-            text = f"{name} was never booted here"
+        if now.run.kind is RunKind.DRILL:
+            pass  # it is about to find out
+        elif proof is None:
+            text = f"{name} was never booted here, so nobody knows that it would come up"
             yield Finding(level=Level.AMBER, reason=Reason.BOOT, server=name, text=text, hint=try_it)
         elif not proof.held:
             text = f"{name} did not come up when it was last tried ({proof.run})"
-            yield Finding(level=Level.RED, reason=Reason.BOOT, server=name, text=text, hint=f"see why: {try_it}")
+            hint = f"see why: understudy runs {proof.run}; an older point may: understudy points {name}"
+            yield Finding(level=Level.RED, reason=Reason.BOOT, server=name, text=text, hint=hint)
         elif now.now - proof.at > DRILL_AGE_SECONDS:
             text = f"{name} was last booted here {_age(now.now - proof.at)} ago ({proof.run})"
             yield Finding(level=Level.AMBER, reason=Reason.BOOT, server=name, text=text, hint=try_it)
@@ -143,6 +151,12 @@ def _boot(now: Situation) -> Iterator[Finding]:
             )
 
 
+def _other_runs(now: Situation) -> Iterator[Finding]:
+    if now.in_the_way is not None:
+        text, hint = now.in_the_way.message, now.in_the_way.hint
+        yield Finding(level=Level.RED, reason=Reason.RUN, text=text, hint=hint)
+
+
 def _space(now: Situation) -> Iterator[Finding]:
     count = len(now.plan.servers)
     if now.facts.free_bytes < ADVISED_BYTES_PER_INSTANCE * count:
@@ -150,7 +164,7 @@ def _space(now: Situation) -> Iterator[Finding]:
             level=Level.RED if now.facts.free_bytes < NEEDED_BYTES_PER_INSTANCE * count else Level.AMBER,
             reason=Reason.SPACE,
             text=f"site {now.facts.name} has {now.facts.free_bytes >> 20} MiB left"
-            f" for what {count} instance(s) will write",
+            f" for what {'an instance' if count == 1 else f'{count} instances'} will write",
             hint="free space there; end drills that are not needed",
         )
 
@@ -162,7 +176,7 @@ def _memory(now: Situation) -> Iterator[Finding]:
         text = f"plan {now.plan.name} wants {wanted_mib} MiB of memory, site {now.facts.name} has {free_mib}"
         hint = "lower memory_mib in the plan, or end drills that are not needed"
         yield Finding(level=Level.AMBER, reason=Reason.MEMORY, text=text, hint=hint)
-    for launch in now.run.launches():
+    for launch in {launch.args["server"]: launch for launch in now.run.launches()}.values():  # copies are alike
         server = now.servers[launch.args["server"]]
         by_plan = next(wanted for wanted in now.plan.servers if wanted.name == server.name)
         if by_plan.memory_mib is None and server.memory_mib and launch.args["memory_mib"] < server.memory_mib / 2:
@@ -215,6 +229,7 @@ def _money(now: Situation) -> Iterator[Finding]:
 
 
 _CHECKS: tuple[Callable[[Situation], Iterator[Finding]], ...] = (
+    _other_runs,
     _freshness,
     _boot,
     _space,

@@ -48,9 +48,12 @@ def over_caps(price: RunPrice, caps: Caps, whose: str, already: Sequence[RunPric
     """How this would exceed the caps, in words. `already` is what counts against the same caps and runs now."""
     found = []
     instances = price.instances + sum(other.instances for other in already)
-    beside = f" beside the {instances - price.instances} that run" if already else ""
+    running = instances - price.instances
+    beside = f" beside the {running} that {'runs' if running == 1 else 'run'}" if already else ""
     if caps.instances is not None and instances > caps.instances:
-        found.append(f"{price.instances} instances{beside} are more than {whose} allows ({caps.instances})")
+        wanted = "1 instance" if price.instances == 1 else f"{price.instances} instances"
+        verb = "is" if price.instances == 1 else "are"
+        found.append(f"{wanted}{beside} {verb} more than {whose} allows ({caps.instances})")
     if caps.price_per_hour is not None:
         if not price.known:
             found.append(f"{whose} allows {caps.price_per_hour:g} an hour, and the price is not known")

@@ -78,11 +78,14 @@ def _step_to_json(step: Step) -> dict[str, Any]:
         seconds = round(step.ended_at - step.started_at, 3)
     return {
         "name": step.name,
+        "action": step.action,
         "server": step.args.get("server"),
+        "instance": step.args.get("instance_id"),
         "stage": step.args.get("stage"),
         "state": step.state.value,
         "after": step.after,
         "closing": step.closing,
+        "optional": step.optional,
         "started_at": step.started_at,
         "seconds": seconds,
         "error": step.error,

@@ -43,7 +43,8 @@ class StepState(enum.StrEnum):
 
 @dataclass(slots=True, kw_only=True)
 class Step:
-    """One step of a run. `action` names what the executor does, `args` what it needs: both JSON, both final.
+    """One step of a run. `action` names what the executor does, `args` what it needs: both JSON, both final. `optional`
+    may become true when an operator lets what failed pass.
 
     `after` are the positions of the steps that have to be over before this one begins. A step that fails is tried
     `retries` times more; then what comes after it does not begin, unless it is `optional`. A `closing` step looks at
@@ -73,8 +74,8 @@ class Run:
 
     `failover_run` is, for a failback, the run that it brings home. `price` is what it was to use and cost, as it was
     shown before (recovery.prices); `over_cap` why somebody let it exceed a cap. `committed_at`: from then on a failover
-    cannot be rolled back. A drill is ended by itself at `expires_at`; a `scheduled` one as soon as its verdict is
-    there. `version` rises with every change.
+    cannot be rolled back, and a failback that was told to hold may cut over. A drill is ended by itself at
+    `expires_at`; a `scheduled` one as soon as its verdict is there. `version` rises with every change.
     """
 
     id: str

@@ -121,4 +121,4 @@ def _end_of(written: IO[bytes]) -> str:
 
 def _shown(output: str) -> str:
     lines = output.splitlines()[-10:]
-    return "\n".join(["; the end of its output:", *(f"  | {line}" for line in lines), ""]) if lines else ""
+    return "\n".join(["", "the end of its output:", *(f"  | {line}" for line in lines), ""]) if lines else ""

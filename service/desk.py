@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from agent.protocol.errors import Conflict, NotFound, UsageError
 from recovery.checks import booted_servers, home_servers
 from recovery.describe import describe
 from recovery.executor import Executor
-from recovery.homeward import plan_failback
-from recovery.planner import RandomIds
+from recovery.homeward import plan_failback, refuse_failback
+from recovery.planner import SeededIds, new_seed
 from recovery.report import run_to_json
 from recovery.runs import Run, RunState
 from recovery.sites.contract import Site
@@ -49,13 +49,34 @@ class RunDesk:
 
     # --- failback ---
 
-    def plan_failback(self, tenant: str, failover_id: str, server_name: str | None, grace_seconds: float = 0.0) -> Run:
-        """The way home of one server. Raises NotFound, Conflict, UsageError (several are away, none is named)."""
+    def plan_failback(
+        self,
+        tenant: str,
+        failover_id: str,
+        server_name: str | None,
+        grace_seconds: float = 0.0,
+        *,
+        hold: bool = False,
+        seed: str | None = None,
+    ) -> Run:
+        """The way home of one server; `seed` as for PlanBook.plan. Raises NotFound, Conflict, UsageError (several are
+        away, none is named)."""
         failover = self.get(tenant, failover_id)
+        refuse_failback(failover)
         server = self._servers.by_name(tenant, self._name_to_bring_home(failover, server_name))
-        return plan_failback(failover, server_of(server, self._now()), RandomIds(), self._now(), grace_seconds)
+        ids, now = SeededIds(seed or new_seed()), self._now()
+        return plan_failback(failover, server_of(server, now), ids, now, grace_seconds, hold=hold)
 
-    def fail_back(self, tenant: str, failover_id: str, server_name: str | None, grace_seconds: float = 0.0) -> Run:
+    def fail_back(
+        self,
+        tenant: str,
+        failover_id: str,
+        server_name: str | None,
+        grace_seconds: float = 0.0,
+        *,
+        hold: bool = False,
+        seed: str | None = None,
+    ) -> Run:
         """Begin the way home, or go on with the one that was begun. Raises as plan_failback."""
         failover = self.get(tenant, failover_id)
         begun = [
@@ -67,7 +88,7 @@ class RunDesk:
             if begun[0].state is RunState.FAILED:
                 self._executor.retry(begun[0].id)
             return self._runs.get(begun[0].id)
-        run = self.plan_failback(tenant, failover_id, server_name, grace_seconds)
+        run = self.plan_failback(tenant, failover_id, server_name, grace_seconds, hold=hold, seed=seed)
         self._executor.start(run)
         return self._runs.get(run.id)
 
@@ -87,8 +108,9 @@ class RunDesk:
         """Rises with every change of the run, and is found far quicker than all of it."""
         return self._runs.version(run_id, tenant)
 
-    def retry(self, tenant: str, run_id: str) -> Run:
-        self._executor.retry(self.get(tenant, run_id).id)
+    def retry(self, tenant: str, run_id: str, *, go_on: bool = False, dead: Collection[str] = ()) -> Run:
+        """As Executor.retry."""
+        self._executor.retry(self.get(tenant, run_id).id, go_on=go_on, dead=dead)
         return self._runs.get(run_id)
 
     def end(self, tenant: str, run_id: str, *, force: bool) -> Run:
@@ -125,7 +147,7 @@ class RunDesk:
     def dry_run_to_json(self, planned: Planned) -> dict[str, Any]:
         """What a run that has not been started would do, use and risk."""
         findings = [finding.to_json() for finding in self._book.findings(planned)]
-        return self.planned_to_json(planned.run) | {"findings": findings}
+        return self.planned_to_json(planned.run) | {"findings": findings, "seed": planned.seed}
 
     def _name_to_bring_home(self, failover: Run, server_name: str | None) -> str:
         booted = booted_servers(failover)

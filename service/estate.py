@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from agent.protocol.errors import NotFound
+from agent.protocol.errors import NotFound, UsageError
 from agent.protocol.messages import Point
 from recovery.checks import SiteFacts
 from recovery.control import Server
@@ -21,6 +22,8 @@ from service.store.points import PointStore
 from service.store.proofs import ProofStore
 from service.store.runs import RunRows
 from service.store.servers import ServerStore
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +126,15 @@ class Estate:
 
     @functools.cached_property
     def servers_by_target(self) -> Mapping[str, tuple[str, ...]]:
-        """The servers of all plans, and those that are in none."""
-        found = {name: tuple(server.name for server in self.plan(name).servers) for name in self.plan_texts}
+        """The servers of all plans, and those that are in none. A plan that cannot be read any more (it was written for
+        another version) has none: it must not take the others along."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name in self.plan_texts:
+            try:
+                found[name] = tuple(server.name for server in self.plan(name).servers)
+            except UsageError as error:
+                log.warning("a plan cannot be read any more: %s", error)
+                found[name] = ()
         planned = {name for names in found.values() for name in names}
         for name in self.servers:
             if name not in planned:

@@ -6,13 +6,15 @@ import ipaddress
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from agent.protocol.errors import NotFound, UnderstudyError, UsageError
+from agent.protocol.errors import Conflict, NotFound, UnderstudyError, UsageError
 from agent.protocol.messages import Point
 from recovery.actions import launch_spec
+from recovery.checks import refuse_conflict
 from recovery.control import Server
-from recovery.planner import Order, RandomIds, plan_failover
-from recovery.plans import Caps, Plan, parse_plan
+from recovery.planner import Order, SeededIds, new_seed, plan_failover
+from recovery.plans import Caps, Plan, parse_plan, without
 from recovery.points import LATEST
 from recovery.preflight import Finding, Level, Reason, Situation, preflight, worst
 from recovery.prices import RunPrice, add_up, over_caps, running_prices
@@ -28,13 +30,14 @@ MAX_COPIES = 100
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """A run that has not been started, and what it was made from. `servers` and `points` are those of the plan, by
-    server name; `estate` is the look at everything that it was planned by."""
+    server name; `estate` is the look at everything that it was planned by. The same `seed` makes the same names."""
 
     run: Run
     plan: Plan
     servers: Mapping[str, Server]
     points: Mapping[str, Point]
     estate: Estate
+    seed: str
 
 
 class PlanBook:
@@ -79,13 +82,17 @@ class PlanBook:
         *,
         dead: Collection[str] = (),
         copies: int = 1,
+        left_out: Collection[str] = (),
+        seed: str | None = None,
     ) -> Planned:
         """The run that `panic`, `clone` or `migrate` would start, with its price. Raises NotFound, UsageError,
         RecoveryError.
 
-        `dead`: servers whose sources somebody declared dead, `*` for all; all others are stopped by their agents."""
+        `dead`: servers whose sources somebody declared dead, `*` for all; all others are stopped by their agents.
+        `left_out`: servers of the plan that this run does without. `seed`: of a run that was planned before; none: a
+        new one."""
         estate = self.estate(tenant)
-        plan = estate.plan(target)
+        plan = without(estate.plan(target), left_out)
         names = {server.name for server in plan.servers}
         strangers = sorted(set(dead) - names - {EVERY_SERVER})
         if strangers:
@@ -94,7 +101,7 @@ class PlanBook:
             raise UsageError(f"{copies} copies cannot be made", f"ask for 1 to {MAX_COPIES}")
         alive = names - set(dead) if kind.takes_over and EVERY_SERVER not in dead else set()
         order = Order(alive=frozenset(alive), copies=copies, last_boots=estate.last_boots(names))
-        return self._planned(estate, plan, kind, choice, order)
+        return self._planned(estate, plan, kind, choice, order, seed)
 
     def findings(self, planned: Planned) -> list[Finding]:
         """What speaks against this run; red first."""
@@ -119,6 +126,7 @@ class PlanBook:
                 over_caps=over,
                 missing_scripts=self._missing_scripts(planned.plan),
                 taken=_taken(estate.live),
+                in_the_way=_in_the_way(run, estate.live),
             )
         )
 
@@ -132,8 +140,13 @@ class PlanBook:
         return (self._check(estate, target) for target in estate.servers_by_target)
 
     def _check(self, estate: Estate, target: str) -> PlanCheck:
-        plan = estate.plan(target)
         price = None
+        try:
+            plan = estate.plan(target)
+        except UsageError as error:
+            hint = f"{error.hint}; then put it in place anew: understudy plan apply FILE"
+            findings = [Finding(level=Level.RED, reason=Reason.PLAN, text=error.message, hint=hint)]
+            return _checked(target, findings, None, estate.now)
         try:
             planned = self._planned(estate, plan, RunKind.FAILOVER, None)
         except UnderstudyError as error:
@@ -141,20 +154,22 @@ class PlanBook:
         else:
             findings = self.findings(planned)
             price = planned.run.price
-        return PlanCheck(
-            plan=target,
-            level=worst(findings).value,
-            findings=[finding.to_json() for finding in findings],
-            price=price,
-            checked_at=estate.now,
-        )
+        return _checked(target, findings, price, estate.now)
 
     def _planned(
-        self, estate: Estate, plan: Plan, kind: RunKind, choice: str | None, order: Order | None = None
+        self,
+        estate: Estate,
+        plan: Plan,
+        kind: RunKind,
+        choice: str | None,
+        order: Order | None = None,
+        seed: str | None = None,
     ) -> Planned:
+        seed = seed or new_seed()
         wanted = {server.name for server in plan.servers}
         points = _points(estate, plan, choice or plan.point)
-        run = plan_failover(plan, kind, estate.servers, points, choice, estate.facts, RandomIds(), estate.now, order)
+        ids = SeededIds(seed)
+        run = plan_failover(plan, kind, estate.servers, points, choice, estate.facts, ids, estate.now, order)
         prices = [self._sources.site.price(launch_spec(run.id, launch.args)) for launch in run.launches()]
         disk_bytes = sum(launch.args["size_bytes"] for launch in run.launches())
         run.price = add_up(prices, disk_bytes).to_json()
@@ -167,6 +182,7 @@ class PlanBook:
                 name: next(point for point in points[name] if point.id == point_id) for name, point_id in chosen.items()
             },
             estate=estate,
+            seed=seed,
         )
 
     def _missing_scripts(self, plan: Plan) -> list[str]:
@@ -184,6 +200,24 @@ def _points(estate: Estate, plan: Plan, choice: str) -> dict[str, Sequence[Point
     newest_will_do = choice == LATEST and plan.one_instant_seconds is None
     known = [wanted.name for wanted in plan.servers if wanted.name in estate.servers]
     return {name: estate.newest_point(name) if newest_will_do else estate.points(name) for name in known}
+
+
+def _checked(target: str, findings: list[Finding], price: dict[str, Any] | None, now: float) -> PlanCheck:
+    return PlanCheck(
+        plan=target,
+        level=worst(findings).value,
+        findings=[finding.to_json() for finding in findings],
+        price=price,
+        checked_at=now,
+    )
+
+
+def _in_the_way(run: Run, live: Sequence[Run]) -> Conflict | None:
+    try:
+        refuse_conflict(run, live)
+    except Conflict as error:
+        return error
+    return None
 
 
 def _taken(live: Sequence[Run]) -> dict[str, str]:

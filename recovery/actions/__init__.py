@@ -13,6 +13,7 @@ from recovery.actions.boot import gate, launch, launch_spec, repair, repair_job,
 from recovery.actions.context import Interrupted, Repairer, RepairJob, StepContext, giving_way, poll
 from recovery.actions.drill import evidence, filesystems, picture
 from recovery.actions.home import (
+    await_cut_over,
     await_forward,
     await_home,
     await_pull,
@@ -43,6 +44,7 @@ ACTIONS: dict[str, Action] = {
     "evidence": evidence,
     "take_point": take_point,
     "await_pull": await_pull,
+    "await_cut_over": await_cut_over,
     "shut_down": shut_down,
     "undo_repair": undo_repair,
     "capture": capture,

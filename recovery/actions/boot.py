@@ -15,6 +15,8 @@ from recovery.sites.contract import Instance, InstanceSpec, InstanceState, Netwo
 
 LAUNCH_SECONDS = 600.0
 HEARTBEAT_SECONDS = 90.0
+TELL_SECONDS = 15.0
+"""How often a gate that waits says what it sees: each time is a transaction, for each server."""
 COMMAND_REPEAT_SECONDS = 5.0
 
 
@@ -103,13 +105,17 @@ def gate(context: StepContext) -> dict[str, Any]:
     if context.attempt and context.site.watch(context.instance_id).state is InstanceState.STOPPED:
         its_launch = next(step for step in context.run.launches() if step.args["instance_id"] == context.instance_id)
         context.site.launch(launch_spec(context.run.id, with_last_point(context.run, its_launch.args)))
-    context.say(f"{wanted}, for up to {wanted.timeout_seconds:g} s")
-    seen = ""
+    waits_for = f"{wanted}, for up to {wanted.timeout_seconds:g} s"
+    context.say(waits_for)
+    seen, said_at = "", context.clock.monotonic()
 
     def held() -> bool | None:
-        nonlocal seen
+        nonlocal seen, said_at
         result = check_gate(wanted, context.site, context.instance_id, agent)
         seen = result.seen
+        if not result.held and context.clock.monotonic() - said_at >= TELL_SECONDS:
+            said_at = context.clock.monotonic()
+            context.say(f"{waits_for}; last seen: {seen}")
         return True if result.held else None
 
     if context.poll(held, wanted.timeout_seconds) is None:

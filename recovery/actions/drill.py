@@ -20,7 +20,9 @@ def picture(context: StepContext) -> dict[str, Any]:
     try:
         said["console"] = last_lines(context.site.console(context.instance_id))
         shown = context.site.screenshot(context.instance_id)
-    except (NotFound, Conflict, SiteError) as error:
+    except NotFound:
+        return {**said, "note": f"no picture: {context.server} was never launched, or is gone"}
+    except (Conflict, SiteError) as error:
         return {**said, "note": f"no picture: {error.message}"}
     return {**said, **_witness(context).keep_picture(context.run.id, context.server_id, shown)}
 

@@ -68,6 +68,13 @@ def await_pull(context: StepContext) -> dict[str, Any]:
     }
 
 
+def await_cut_over(context: StepContext) -> dict[str, Any]:
+    """No time limit: an operator chooses the hour. A confirmation interrupts this, and the run is read anew."""
+    context.say(f"{context.server} is copied and goes on working; to cut over: understudy commit {context.run.id}")
+    context.poll(lambda: True if context.run.committed_at is not None else None)
+    return {}
+
+
 def _pull_commands(point_id: str, volumes: Sequence[int]) -> str:
     commands = [f"understudy-agent pull {point_id} --volume {index} --onto DISK --yes" for index in volumes]
     return "\n".join(["on the repaired machine (the rescue image does it of its own accord), run:", *commands])

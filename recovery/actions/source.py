@@ -8,7 +8,7 @@ from typing import Any
 from agent.protocol.errors import RecoveryError
 from recovery.actions.context import StepContext
 from recovery.control import CommandState
-from recovery.runs import Run, RunKind, StepState
+from recovery.runs import Run, StepState
 
 SILENT_SECONDS = 90.0
 """An agent that lives asks at least every 30 s."""
@@ -56,7 +56,7 @@ def retire_source(context: StepContext) -> dict[str, Any]:
 def with_last_point(run: Run, args: Mapping[str, Any]) -> dict[str, Any]:
     """A launch step's args, with the point that the source made last in the place of the planned one."""
     for step in run.steps:
-        made = step.action == "last_point" and step.state is StepState.DONE
+        made = step.action == "last_point" and step.state is StepState.DONE and "point" in step.result
         if made and step.args["server_id"] == args["server_id"]:
             return {**args, **{name: step.result[name] for name in ("point", "taken_at")}}
     return dict(args)
@@ -77,8 +77,5 @@ def _answer(context: StepContext, what: str, limit_seconds: float, ask: Callable
 
 
 def _way_out(context: StepContext) -> str:
-    verb = "migrate" if context.run.kind is RunKind.MIGRATE else "panic"
-    return (
-        f"if it is dead, say so: understudy end {context.run.id}, then understudy {verb} {context.run.plan}"
-        f" --declare-dead {context.server}; else: understudy retry {context.run.id}"
-    )
+    again = f"understudy retry {context.run.id}"
+    return f"if it is dead, say so: {again} --declare-dead {context.server}; else see to its agent, then: {again}"

@@ -1,5 +1,6 @@
 """Recovery plans: ordered groups of servers with health gates between them. Written as YAML; see docs/plans.md."""
 
+from recovery.plans.fields import MAX_TEXT_CHARACTERS
 from recovery.plans.model import (
     Caps,
     FailureRule,
@@ -8,11 +9,13 @@ from recovery.plans.model import (
     PlanServer,
     Script,
     default_plan,
+    without,
 )
 from recovery.plans.reading import parse_plan
 from recovery.plans.writing import dump_plan
 
 __all__ = [
+    "MAX_TEXT_CHARACTERS",
     "Caps",
     "FailureRule",
     "Group",
@@ -22,4 +25,5 @@ __all__ = [
     "default_plan",
     "dump_plan",
     "parse_plan",
+    "without",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from agent.protocol.errors import UsageError
 from recovery.gates import ConsoleGate, Gate, ports_of
 from recovery.points import LATEST
 
@@ -123,6 +125,22 @@ class Plan:
         return (*self.pre, *grouped, *self.post)
 
 
+def without(plan: Plan, names: Collection[str]) -> Plan:
+    """The plan without these servers. Groups stay, with their scripts and their places in the order. Raises UsageError
+    (a name that is not in it, nothing is left)."""
+    known = [server.name for server in plan.servers]
+    unknown = sorted({*names} - {*known})
+    if unknown:
+        raise UsageError(f"plan {plan.name} has no server {unknown[0]!r}", f"it has: {', '.join(known)}")
+    if {*known} <= {*names}:
+        raise UsageError(f"nothing is left of plan {plan.name}", "leave fewer servers out")
+    groups = [
+        replace(group, servers=tuple(server for server in group.servers if server.name not in names))
+        for group in plan.groups
+    ]
+    return replace(plan, groups=tuple(groups))
+
+
 def depends_on(groups: Sequence[Group]) -> list[list[int]]:
     """For each group the positions of those that it waits for. Names that there are not are left out."""
     named = {group.name: position for position, group in enumerate(groups) if group.name is not None}
@@ -137,14 +155,20 @@ def depends_on(groups: Sequence[Group]) -> list[list[int]]:
 
 def in_order(needs: Sequence[Sequence[int]]) -> list[int]:
     """Positions so that each comes after those it needs, else as they are; those in a cycle are left out."""
+    waits_for = [len(set(its)) for its in needs]
+    waiting: list[list[int]] = [[] for _ in needs]
+    for position, its in enumerate(needs):
+        for need in set(its):
+            waiting[need].append(position)
+    ready = [position for position, count in enumerate(waits_for) if not count]
     order: list[int] = []
-    left = list(range(len(needs)))
-    while True:
-        ready = next((position for position in left if all(need in order for need in needs[position])), None)
-        if ready is None:
-            return order
-        left.remove(ready)
-        order.append(ready)
+    while ready:
+        order.append(heapq.heappop(ready))
+        for position in waiting[order[-1]]:
+            waits_for[position] -= 1
+            if not waits_for[position]:
+                heapq.heappush(ready, position)
+    return order
 
 
 def default_plan(server: str) -> Plan:

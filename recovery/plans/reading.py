@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 
-from recovery.gates import CommandGate, ConsoleGate, Gate, HeartbeatGate, HttpGate, TcpGate
 from recovery.plans.fields import DAY_SECONDS, Field, read_fields
+from recovery.plans.gate_reading import PROGRAM, limit, read_gate
 from recovery.plans.model import (
     AUTOMATIC,
-    DEFAULT_GATE_SECONDS,
     DEFAULT_SCRIPT_SECONDS,
     DHCP,
     MODES,
@@ -27,9 +26,7 @@ from recovery.plans.model import (
 )
 from recovery.points import LATEST, NEWEST_KINDS
 
-_PLAN_NAME = re.compile(r"[\w.-]{1,100}")
-_PROGRAM = re.compile(r"[\w-][\w.-]{0,99}")
-_HTTP_PATH = re.compile(r"/[!-~]*")
+_PLAN_NAME = re.compile(r"\w[\w.-]{0,99}")
 _OTHER_NAME = "give each group a name of its own, or none"
 
 
@@ -51,7 +48,9 @@ def parse_plan(text: str, source: str = "plan") -> Plan:
     )
     name = fields["plan"].text()
     if not _PLAN_NAME.fullmatch(name):
-        raise fields["plan"].error(f"{name!r} cannot be a plan's name", "use letters, digits, dot, dash, underscore")
+        raise fields["plan"].error(
+            f"{name!r} cannot be a plan's name", "use letters, digits, dot, dash, underscore; 100 at most"
+        )
     return Plan(
         name=name,
         groups=_read_groups(fields["groups"]),
@@ -80,26 +79,31 @@ class _Taken:
     def __init__(self) -> None:
         self.servers: set[str] = set()
         self.site_ports: set[int] = set()
-        self.addresses: set[tuple[str, str]] = set()
+        self.addresses: dict[tuple[str, str], str] = {}
+        """By mode and address: the server that has it."""
+        self.earlier: list[Field] = []
+        """Names of groups that others come after; they may be written further down."""
 
 
 def _read_groups(document: Field) -> tuple[Group, ...]:
     entries = document.items()
     taken = _Taken()
     groups: list[Group] = []
+    names: set[str] = set()
     for entry in entries:
         group = _read_group(entry, taken)
-        if group.name is not None and group.name in {other.name for other in groups}:
+        if group.name in names:
             raise entry.error(f"there is a group {group.name!r} already", _OTHER_NAME)
+        if group.name is not None:
+            names.add(group.name)
         groups.append(group)
-    names = {group.name for group in groups if group.name is not None}
-    for entry, group in zip(entries, groups, strict=True):
-        unknown = [name for name in group.after or () if name not in names]
-        if unknown:
-            known = ", ".join(sorted(names)) or "none"
-            raise entry.error(f"there is no group {unknown[0]!r} to come after", f"the plan's groups are: {known}")
-    waits = depends_on(groups)
-    stuck = [at for at in range(len(groups)) if at not in in_order(waits)]
+    for earlier in taken.earlier:
+        if earlier.text() not in names:
+            known = ", ".join(sorted(names)) or "none with a name"
+            raise earlier.error(
+                f"there is no group {earlier.text()!r} to come after", f"the plan's groups are: {known}"
+            )
+    stuck = sorted({*range(len(groups))} - {*in_order(depends_on(groups))})
     if stuck:
         names_stuck = ", ".join(groups[at].name or f"number {at + 1}" for at in stuck)
         raise entries[stuck[0]].error(
@@ -110,11 +114,13 @@ def _read_groups(document: Field) -> tuple[Group, ...]:
 
 def _read_group(document: Field, taken: _Taken) -> Group:
     fields = document.mapping(required=("servers",), optional=("name", "after", "wait_seconds", "pre", "post"))
+    after = fields["after"].items(empty=True) if "after" in fields else None
+    taken.earlier += after or []
     return Group(
         servers=tuple(_read_server(entry, taken) for entry in fields["servers"].items()),
         name=fields["name"].text() if "name" in fields else None,
-        after=tuple(entry.text() for entry in fields["after"].items(empty=True)) if "after" in fields else None,
-        wait_seconds=fields["wait_seconds"].seconds() if "wait_seconds" in fields else 0.0,
+        after=None if after is None else tuple(entry.text() for entry in after),
+        wait_seconds=fields["wait_seconds"].seconds(zero=True) if "wait_seconds" in fields else 0.0,
         pre=_read_scripts(fields, "pre"),
         post=_read_scripts(fields, "post"),
     )
@@ -137,8 +143,8 @@ def _read_server(document: Field, taken: _Taken) -> PlanServer:
         cpus=fields["cpus"].integer(1, 1_024) if "cpus" in fields else None,
         memory_mib=fields["memory_mib"].integer(64, 1 << 25) if "memory_mib" in fields else None,
         ports=_read_ports(fields["ports"], taken) if "ports" in fields else {},
-        addresses=_read_addresses(fields["address"], taken) if "address" in fields else {},
-        gates=tuple(_read_gate(entry) for entry in fields["gates"].items(empty=True)) if "gates" in fields else (),
+        addresses=_read_addresses(fields["address"], name, taken) if "address" in fields else {},
+        gates=tuple(read_gate(entry) for entry in fields["gates"].items(empty=True)) if "gates" in fields else (),
         repair=fields["repair"].yes() if "repair" in fields else True,
         on_failure=_read_rule(fields),
     )
@@ -156,13 +162,13 @@ def _read_ports(document: Field, taken: _Taken) -> dict[int, int]:
     return ports
 
 
-def _read_addresses(document: Field, taken: _Taken) -> dict[str, str]:
+def _read_addresses(document: Field, server: str, taken: _Taken) -> dict[str, str]:
     """`address: X` is for both modes, `address: {drill: X, failover: Y}` for each."""
     by_mode = document.mapping(optional=MODES) if document.is_mapping else dict.fromkeys(MODES, document)
-    return {mode: _read_address(field, mode, taken) for mode, field in by_mode.items()}
+    return {mode: _read_address(field, mode, server, taken) for mode, field in by_mode.items()}
 
 
-def _read_address(document: Field, mode: str, taken: _Taken) -> str:
+def _read_address(document: Field, mode: str, server: str, taken: _Taken) -> str:
     text = document.text()
     if text in (DHCP, SAME):
         return text
@@ -173,10 +179,23 @@ def _read_address(document: Field, mode: str, taken: _Taken) -> str:
         raise document.error(f"{text!r} is no address", hint) from None
     if "/" not in text:
         raise document.error(f"{text!r} has no prefix length", hint)
-    if (mode, str(interface.ip)) in taken.addresses:
-        raise document.error(f"address {interface.ip} is used twice", "give each server an address of its own")
-    taken.addresses.add((mode, str(interface.ip)))
+    if _is_nobodys(interface):
+        raise document.error(f"{text!r} is an address that no server can have", hint)
+    holder = taken.addresses.setdefault((mode, str(interface.ip)), server)
+    if holder != server:
+        raise document.error(
+            f"address {interface.ip} is used twice, by {holder} too", "give each server an address of its own"
+        )
     return str(interface)
+
+
+def _is_nobodys(interface: ipaddress.IPv4Interface | ipaddress.IPv6Interface) -> bool:
+    """The network's own address and its broadcast, and what means something else than a machine in a network."""
+    ip, network = interface.ip, interface.network
+    if ip.is_unspecified or ip.is_loopback or ip.is_multicast:
+        return True
+    ends = (network.network_address, network.broadcast_address)
+    return ip.version == 4 and network.prefixlen < 31 and ip in ends
 
 
 def _read_point(document: Field) -> str:
@@ -217,71 +236,12 @@ def _read_script(document: Field) -> Script:
     fields = document.mapping(required=("run",), optional=("in_drills", "timeout_seconds", "on_failure"))
     words = fields["run"].items()
     argv = tuple(word.text() for word in words)
-    if not _PROGRAM.fullmatch(argv[0]):
+    if not PROGRAM.fullmatch(argv[0]):
         hint = "put the program into the service's scripts folder and name it, without a path"
         raise words[0].error(f"{argv[0]!r} is no program's name", hint)
     return Script(
         argv=argv,
         in_drills=fields["in_drills"].yes() if "in_drills" in fields else False,
-        timeout_seconds=_limit(fields, DEFAULT_SCRIPT_SECONDS),
+        timeout_seconds=limit(fields, DEFAULT_SCRIPT_SECONDS),
         on_failure=_read_rule(fields),
     )
-
-
-def _read_gate(document: Field) -> Gate:
-    kinds = document.mapping(optional=tuple(_GATES))
-    if len(kinds) != 1:
-        raise document.error(f"a gate is one of {', '.join(_GATES)}", "write each gate as its own list entry")
-    ((kind, fields),) = kinds.items()
-    return _GATES[kind](fields)
-
-
-def _read_http(document: Field) -> Gate:
-    fields = document.mapping(required=("port",), optional=("path", "status", "contains", "timeout_seconds"))
-    path = fields["path"].text() if "path" in fields else "/"
-    if not _HTTP_PATH.fullmatch(path):
-        raise fields["path"].error(f"{path!r} is no path", "begin with /, and write spaces and umlauts as %XX")
-    return HttpGate(
-        port=fields["port"].integer(1, 65_535),
-        path=path,
-        status=fields["status"].integer(100, 599) if "status" in fields else 200,
-        contains=fields["contains"].text() if "contains" in fields else None,
-        timeout_seconds=_limit(fields, DEFAULT_GATE_SECONDS),
-    )
-
-
-def _read_tcp(document: Field) -> Gate:
-    fields = document.mapping(required=("port",), optional=("timeout_seconds",))
-    return TcpGate(port=fields["port"].integer(1, 65_535), timeout_seconds=_limit(fields, DEFAULT_GATE_SECONDS))
-
-
-def _read_console(document: Field) -> Gate:
-    fields = document.mapping(required=("text",), optional=("timeout_seconds",))
-    return ConsoleGate(text=fields["text"].text(), timeout_seconds=_limit(fields, DEFAULT_GATE_SECONDS))
-
-
-def _read_heartbeat(document: Field) -> Gate:
-    fields = document.mapping(optional=("timeout_seconds",))
-    return HeartbeatGate(timeout_seconds=_limit(fields, DEFAULT_GATE_SECONDS))
-
-
-def _read_command(document: Field) -> Gate:
-    fields = document.mapping(required=("name",), optional=("timeout_seconds",))
-    name = fields["name"].text()
-    if not _PROGRAM.fullmatch(name):
-        hint = "it is a name that the server's own agent knows: understudy-agent allow NAME -- COMMAND"
-        raise fields["name"].error(f"{name!r} is no command's name", hint)
-    return CommandGate(name=name, timeout_seconds=_limit(fields, DEFAULT_GATE_SECONDS))
-
-
-_GATES: dict[str, Callable[[Field], Gate]] = {
-    "http": _read_http,
-    "tcp": _read_tcp,
-    "console": _read_console,
-    "heartbeat": _read_heartbeat,
-    "command": _read_command,
-}
-
-
-def _limit(fields: Mapping[str, Field], default_seconds: float) -> float:
-    return fields["timeout_seconds"].seconds() if "timeout_seconds" in fields else default_seconds

@@ -27,6 +27,8 @@ from service.store.rows import DEFAULT_TENANT, CommandProgress, CommandRow
 from service.store.servers import ServerStore
 
 MAX_WAIT_SECONDS = 30.0
+MAX_MOST = 100_000
+DEFAULT_AUDIT = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,7 @@ class OperatorHttp:
             web.get("/api/v1/plans", self._list_plans),
             web.get("/api/v1/plans/{name}", self._plan),
             web.put("/api/v1/plans/{name}", self._put_plan),
+            web.get("/api/v1/audit", self._list_audit),
         ]
 
     async def _enroll_token(self, request: web.Request) -> web.Response:
@@ -215,6 +218,16 @@ class OperatorHttp:
 
         return web.json_response({"name": name, "text": await asyncio.to_thread(look)})
 
+    async def _list_audit(self, request: web.Request) -> web.Response:
+        """Who did what, newest first: the newest `?most=` (100 without it)."""
+        tenant, most = tenant_of(request), most_of(request, DEFAULT_AUDIT)
+        found = await asyncio.to_thread(self._audit.newest_first, tenant, most)
+        shown = [
+            {"at": iso_time(entry.at), "who": entry.who, "action": entry.action, "detail": entry.detail}
+            for entry in found
+        ]
+        return web.json_response(shown)
+
     async def _put_plan(self, request: web.Request) -> web.Response:
         tenant, name = tenant_of(request), request.match_info["name"]
         wanted = await read_message(request, PlanText)
@@ -225,6 +238,14 @@ class OperatorHttp:
             return {"name": name, "servers": [server.name for server in plan.servers], "missing": missing}
 
         return web.json_response(await asyncio.to_thread(put))
+
+
+def most_of(request: web.Request, default: int) -> int:
+    """`?most=`. Raises UsageError."""
+    most = request.query.get("most", str(default))
+    if not most.isdecimal():
+        raise UsageError(f"most is {most[:100]!r}, and should be a whole number")
+    return min(int(most), MAX_MOST)
 
 
 def tenant_of(request: web.Request) -> str:

@@ -11,8 +11,9 @@ from aiohttp import web
 
 from agent.protocol.errors import UsageError
 from recovery.drills.reaper import DEFAULT_TTL_SECONDS
+from recovery.planner import new_seed
 from recovery.runs import Run, RunKind
-from service.api.operators import tenant_of, wait_of
+from service.api.operators import most_of, tenant_of, wait_of
 from service.bell import Bell
 from service.desk import RunDesk
 from service.planning import PlanBook
@@ -26,8 +27,10 @@ DEFAULT_MOST = 100
 class RunWanted:
     """`target` (a plan or a server) and `point` (none: as the plan says) for a drill or a failover, `over_cap`
     says why it may exceed a cap, `ttl_seconds` after how long a drill is ended by itself; `declare_dead`: servers whose
-    sources are dead (`*`: all), the others are stopped by their agents first; `copies` for a clone; `run` (and
-    `server`, `grace_seconds`) for a failback."""
+    sources are dead (`*`: all), the others are stopped by their agents first; `copies` for a clone; `without`: servers
+    of the plan that are left out; `run` (and
+    `server`, `grace_seconds`, `hold`) for a failback. `seed`: what a dry run answered, so that the run has the names
+    that it showed."""
 
     kind: str
     target: str | None = None
@@ -38,8 +41,19 @@ class RunWanted:
     server: str | None = None
     declare_dead: list[str] = field(default_factory=list)
     copies: int = 1
+    without: list[str] = field(default_factory=list)
     grace_seconds: int = 0
+    hold: bool = False
+    seed: str | None = None
     dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryWanted:
+    """`go_on`: what failed is passed over; `declare_dead`: servers whose sources could not be stopped, and are dead."""
+
+    go_on: bool = False
+    declare_dead: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,23 +82,24 @@ class RunHttp:
 
     async def _list(self, request: web.Request) -> web.Response:
         """The newest `?most=` (100 without it)."""
-        tenant, most = tenant_of(request), request.query.get("most", str(DEFAULT_MOST))
-        if not most.isdecimal():
-            raise UsageError(f"most is {most!r}, and should be a whole number")
-        return web.json_response(
-            await asyncio.to_thread(lambda: self._desk.to_json(self._desk.newest(tenant, int(most))))
-        )
+        tenant, most = tenant_of(request), most_of(request, DEFAULT_MOST)
+        return web.json_response(await asyncio.to_thread(lambda: self._desk.to_json(self._desk.newest(tenant, most))))
 
     async def _begin(self, request: web.Request) -> web.Response:
         tenant = tenant_of(request)
         wanted = await read_message(request, RunWanted)
 
+        _refuse_blank(wanted)
+
         def begin() -> dict[str, Any]:
             if wanted.kind == RunKind.FAILBACK:
                 failover, grace = _given(wanted.run, "run"), float(wanted.grace_seconds)
+                seed = wanted.seed or new_seed()
                 if wanted.dry_run:
-                    return self._desk.planned_to_json(self._desk.plan_failback(tenant, failover, wanted.server, grace))
-                return self._desk.to_json([self._desk.fail_back(tenant, failover, wanted.server, grace)])[0]
+                    run = self._desk.plan_failback(tenant, failover, wanted.server, grace, hold=wanted.hold, seed=seed)
+                    return self._desk.planned_to_json(run) | {"seed": seed}
+                run = self._desk.fail_back(tenant, failover, wanted.server, grace, hold=wanted.hold, seed=seed)
+                return self._desk.to_json([run])[0]
             if wanted.kind not in tuple(RunKind):
                 raise UsageError(f"kind is {wanted.kind!r}", f"use one of {', '.join(RunKind)}")
             planned = self._book.plan(
@@ -94,6 +109,8 @@ class RunHttp:
                 wanted.point,
                 dead=wanted.declare_dead,
                 copies=wanted.copies,
+                left_out=wanted.without,
+                seed=wanted.seed,
             )
             if planned.run.kind is RunKind.DRILL:
                 planned.run.expires_at = planned.run.created_at + _ttl(wanted.ttl_seconds)
@@ -125,7 +142,10 @@ class RunHttp:
 
     async def _retry(self, request: web.Request) -> web.Response:
         tenant, run_id = tenant_of(request), request.match_info["run"]
-        return await self._answer(lambda: self._desk.retry(tenant, run_id))
+        wanted = await read_message(request, RetryWanted)
+        return await self._answer(
+            lambda: self._desk.retry(tenant, run_id, go_on=wanted.go_on, dead=wanted.declare_dead)
+        )
 
     async def _commit(self, request: web.Request) -> web.Response:
         tenant, run_id = tenant_of(request), request.match_info["run"]
@@ -139,9 +159,16 @@ class RunHttp:
         return web.json_response(await asyncio.to_thread(lambda: self._desk.to_json([find()])[0]))
 
 
+def _refuse_blank(wanted: RunWanted) -> None:
+    """What a script's empty variable gave: it must not become the newest point, or a reason that says nothing."""
+    for name, value in (("point", wanted.point), ("over_cap", wanted.over_cap), ("server", wanted.server)):
+        if value is not None and not value.strip():
+            raise UsageError(f"{name} is empty", "say which, or leave it out")
+
+
 def _ttl(seconds: float) -> float:
     if not 0 < seconds <= MAX_TTL_SECONDS:
-        raise UsageError(f"a time to live of {seconds:g} s is not possible", "use up to 30 d, like --ttl 2h")
+        raise UsageError(f"a time to live of {seconds / 3600:g} h is not possible", "use up to 30 d, like --ttl 2h")
     return seconds
 
 

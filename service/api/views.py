@@ -33,6 +33,8 @@ def server_to_json(row: ServerRow, newest: Point | None, now: float) -> dict[str
         "volumes": [to_json(volume) for volume in row.volumes],
         "last_point": None if newest is None else newest.id,
         "epoch": row.epoch,
+        "failover_run": row.failover_run,
+        "failback_run": row.failback_run,
         "owner": row.owner_machine,
         "source": row.source_machine,
         "stale": _stale_to_json(row),

@@ -7,24 +7,37 @@ from collections.abc import Callable
 from typing import Any
 
 from service.cli.asking import asks_first, confirm, takes_target
-from service.cli.client import Service
+from service.cli.client import Service, api
 from service.cli.following import until_ended
 from service.cli.output import emit
 from service.cli.runs import begin
+from service.cli.sources import what_is_lost
+from service.cli.text import at_least_one
 
 
 def commit(options: argparse.Namespace) -> None:
-    what = "stays at the recovery site: from then on its failover cannot be rolled back"
+    """Of a failover, or of a failback that holds."""
+
+    def what(run: dict[str, Any]) -> str:
+        if run["kind"] == "failback":
+            return "is shut down at the recovery site, as soon as what changed there lately is at home"
+        return "stays at the recovery site: from then on its failover cannot be rolled back"
+
     run = _asked(options, what, "commit")
-    emit(options, run, f"{run['id']} is committed; the way home is still: understudy failback {run['id']}")
+    done = f"is committed; the way home is still: understudy failback {run['id']}"
+    if run["kind"] == "failback":
+        done = f"cuts over now; to follow it: understudy runs {run['id']} --follow"
+    emit(options, run, f"{run['id']} {done}")
 
 
 def rollback(options: argparse.Namespace) -> None:
-    what = (
-        "goes back to its source as that is: the instances are removed, and all they did since their newest points is"
-        " lost; the points stay"
-    )
-    run = until_ended(Service.of(options), _asked(options, what, "rollback"))
+    service = Service.of(options)
+
+    def what(run: dict[str, Any]) -> str:
+        lost = what_is_lost(service, run)
+        return f"goes back to its source as that is: the instances are removed, and {lost} is lost; the points stay"
+
+    run = until_ended(options, service, _asked(options, what, "rollback"))
     emit(options, run, f"{run['id']} was rolled back: the source is the server again, and is told so when it asks next")
 
 
@@ -38,22 +51,33 @@ def migrate(options: argparse.Namespace) -> None:
     begin(options, wanted, lambda *_: (options.target, what))
 
 
-def _asked(options: argparse.Namespace, what: str, verb: str) -> Any:
-    """The run after this was asked of it; without --yes `what` has to be confirmed."""
+def _asked(options: argparse.Namespace, what: Callable[[dict[str, Any]], str], verb: str) -> Any:
+    """The run after this was asked of it; without --yes what becomes of it has to be confirmed."""
     service = Service.of(options)
-    path = f"/api/v1/runs/{options.run_id}"
     if not options.yes:
-        confirm(service.get(path)["plan"], what)
-    return service.post(f"{path}/{verb}")
+        run = service.get(api("runs", options.run_id))
+        confirm(run["plan"], what(run))
+    return service.post(api("runs", options.run_id, verb))
 
 
 def _wanted(options: argparse.Namespace) -> dict[str, Any]:
-    return {"target": options.target, "point": options.point, "over_cap": options.over_cap}
+    return {
+        "target": options.target,
+        "point": options.point,
+        "over_cap": options.over_cap,
+        "without": options.without,
+    }
 
 
 def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     """`add` makes a command that takes the options which all have."""
-    made = add("commit", commit, "make a failover final: no rollback from then on", "commit failover-1a2b3c4d")
+    made = add(
+        "commit",
+        commit,
+        "make a failover final: no rollback from then on; or let a failback that holds cut over",
+        "commit failover-1a2b3c4d",
+        "commit failback-5e6f7a8b",
+    )
     made.add_argument("run_id", metavar="RUN")
     asks_first(made)
 
@@ -73,7 +97,7 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
         "clone web01 --copies 3",
         "clone shop --point latest-bootable --dry-run",
     )
-    made.add_argument("--copies", metavar="N", type=int, default=1)
+    made.add_argument("--copies", metavar="N", type=at_least_one, default=1)
     takes_target(made)
 
     made = add(

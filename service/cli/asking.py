@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from agent.protocol.errors import UsageError
+from service.cli.output import say
 
 
 def asks_first(made: argparse.ArgumentParser) -> None:
@@ -22,6 +23,13 @@ def takes_target(made: argparse.ArgumentParser) -> None:
         metavar="ID|latest|TIME",
         help="else as the plan says; also latest-application, latest-bootable",
     )
+    made.add_argument(
+        "--without",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="leave this server of the plan out; may be repeated",
+    )
     made.add_argument("--dry-run", action="store_true", help="print the steps and do nothing")
     made.add_argument("--over-cap", metavar="REASON", help="although it exceeds a cap; the reason is written down")
 
@@ -30,7 +38,10 @@ def confirm(name: str, what: str) -> None:
     """Typed, not clicked. Raises UsageError."""
     if not sys.stdin.isatty():
         raise UsageError(f"nobody is here to confirm that {name} {what}", "say --yes")
-    sys.stderr.write(f"{name} {what}.\nType {name} to go on: ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip() != name:
+    say(f"{name} {what}.\nType {name} to go on: ", sys.stderr, end="")
+    try:
+        typed = sys.stdin.readline().strip()
+    except KeyboardInterrupt:
+        typed = ""
+    if typed != name:
         raise UsageError("not confirmed, nothing was done", f"type {name}, or say --yes")

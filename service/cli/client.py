@@ -112,6 +112,11 @@ class Connection:
             self._http = None
 
 
+def api(*names: str) -> str:
+    """A path of the API; what people call a server, a plan or a run may hold any character."""
+    return "/api/v1/" + "/".join(urllib.parse.quote(name, safe="") for name in names)
+
+
 class _Exchange:
     """One request; inside, its answer. Raises what the service answered, TransportError, TrustError."""
 

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from agent.protocol.errors import StorageError, UsageError
-from service.cli.client import Service
+from service.cli.client import Service, api
 from service.cli.output import emit
-from service.cli.text import duration, seconds_of, table
+from service.cli.text import duration, length_of_time, shown, table
 
 OFF = "off"
+
+
+def length_or_off(text: str) -> float | str:
+    return OFF if text == OFF else length_of_time(text)
 
 
 def standing(options: argparse.Namespace) -> None:
@@ -26,7 +30,7 @@ def schedule(options: argparse.Namespace) -> None:
     if options.off is not None or options.every == OFF:
         wanted: dict[str, Any] = {"every_seconds": None}
     else:
-        every = now.get("every_seconds") if options.every is None else seconds_of(options.every)
+        every = now.get("every_seconds") if options.every is None else options.every
         if every is None:
             raise UsageError(
                 "how often is each server to be drilled?", "say --every 24h, or: understudy drills schedule off"
@@ -50,14 +54,14 @@ def evidence(options: argparse.Namespace) -> None:
             "a file and --key are for verifying", f"say: understudy evidence verify {options.file or 'FILE'} --key KEY"
         )
     service = Service.of(options)
-    path = f"/api/v1/runs/{options.run_id}/evidence"
+    path = api("runs", options.run_id, "evidence")
     names = service.get(path)["files"]
     folder = Path(options.out or options.run_id)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             # a name is the service's word: it must not lead elsewhere
-            (folder / Path(name).name).write_bytes(service.content(f"{path}/{name}"))
+            (folder / Path(name).name).write_bytes(service.content(api("runs", options.run_id, "evidence", name)))
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}", "check the folder and its space") from None
     document = {"run": options.run_id, "folder": str(folder), "files": names}
@@ -82,11 +86,11 @@ def _standing_text(found: dict[str, Any]) -> str:
         [
             server["server"],
             target["target"] if target["target"] != server["server"] else None,
-            server["proven_at"] or "never",
+            shown(server["proven_at"]) if server["proven_at"] else "never",
             "-"
             if server["last"] is None
             else f"{server['last']['run']}: {'held' if server['last']['held'] else 'FAILED'}",
-            target["due_at"],
+            shown(target["due_at"]) if target["due_at"] else None,
         ]
         for target in found["targets"]
         for server in target["servers"]

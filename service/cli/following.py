@@ -3,39 +3,54 @@
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 
-from agent.protocol.errors import RecoveryError
-from service.cli.client import Service
-from service.cli.output import emit
+from agent.protocol.errors import RecoveryError, TransportError
+from service.cli.client import Service, api
+from service.cli.output import emit, say, show_note
 from service.cli.plans import findings_lines, price_text
-from service.cli.text import duration, instant, size
+from service.cli.showing import failed_step, indented, servers_lines, ways_on
+from service.cli.text import duration, size
 
 FOLLOW_SECONDS = 25
-_FINAL = ("succeeded", "failed", "ended")
+PATIENCE_SECONDS = 60.0
+"""How long a service may not answer."""
+FINAL = ("succeeded", "failed", "ended")
 
 
 def follow(options: argparse.Namespace, service: Service, run: dict[str, Any]) -> dict[str, Any]:
     """Print what happens as it happens, until the run is at rest."""
     printer = _StepPrinter(quiet=options.json)
     printer.show(run)
-    while run["state"] not in _FINAL:
-        run = _next(service, run)
+    while run["state"] not in FINAL:
+        run = _next(options, service, run)
         printer.show(run)
     return run
 
 
-def until_ended(service: Service, run: dict[str, Any]) -> dict[str, Any]:
+def until_ended(options: argparse.Namespace, service: Service, run: dict[str, Any]) -> dict[str, Any]:
     while run["state"] != "ended":
-        run = _next(service, run)
+        run = _next(options, service, run)
     return run
 
 
-def _next(service: Service, run: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = service.get(
-        f"/api/v1/runs/{run['id']}", after_version=run["version"], wait_seconds=FOLLOW_SECONDS
-    )
-    return found
+def _next(options: argparse.Namespace, service: Service, run: dict[str, Any]) -> dict[str, Any]:
+    """The run as it is after its next change. A service that is started again, or a line that is down for a moment, is
+    waited for. Raises TransportError."""
+    gives_up_at = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            found = service.get(api("runs", run["id"]), after_version=run["version"], wait_seconds=FOLLOW_SECONDS)
+        except TransportError as error:
+            if time.monotonic() >= gives_up_at:
+                hint = f"the run goes on there; once it answers: understudy runs {run['id']} --follow"
+                raise TransportError(error.message, hint) from None
+            show_note(options, f"{run['id']} goes on, and is asked for again: {error.message}")
+            time.sleep(1.0)
+        else:
+            show_note(options, "")
+            return dict(found)
 
 
 class _StepPrinter:
@@ -57,56 +72,55 @@ class _StepPrinter:
                     self._once(-1, step["stage"], f"-- {step['stage']} --")
                 self._once(position, "running", f"{number} {step['name']} ...")
             if step["waits_for"]:
-                self._once(position, step["waits_for"], _indented(step["waits_for"]))
+                self._once(position, step["waits_for"], indented(step["waits_for"]))
             if step["state"] == "done":
                 self._once(position, "done", f"{number} {step['name']}: done, {duration(step['seconds'])}")
                 if step["result"].get("note"):
-                    self._once(position, "note", _indented(step["result"]["note"]))
+                    self._once(position, "note", indented(step["result"]["note"]))
             if step["state"] == "failed":
                 self._once(position, "failed", f"{number} {step['name']}: FAILED, {duration(step['seconds'])}")
-                self._once(position, "error", _indented(step["error"] or ""))
+                self._once(position, "error", indented(step["error"] or ""))
 
     def _once(self, position: int, what: str, text: str) -> None:
         if (position, what) not in self._said:
             self._said.add((position, what))
-            print(text, flush=True)
+            say(text)
+
+
+def changed_since(planned: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    """How what is done differs from what was shown: points come and go meanwhile, and a way home may have begun."""
+    if run["id"] != planned["id"]:
+        return [f"{run['id']} was begun before, and goes on"]
+    said = [step["description"] for step in planned["steps"]]
+    now = [step["description"] for step in run["steps"]]
+    if len(said) != len(now):
+        return ["it has changed since it was shown:", *(f"  {number}. {line}" for number, line in enumerate(now, 1))]
+    return [
+        f"changed since it was shown: {number}. {line}"
+        for number, (line, before) in enumerate(zip(now, said, strict=True), 1)
+        if line != before
+    ]
 
 
 def finish(options: argparse.Namespace, run: dict[str, Any]) -> None:
     """Print the outcome. Raises RecoveryError unless every gate held."""
+    lines = servers_lines(run)
     if run["state"] == "succeeded":
-        lines = [f"{run['id']} succeeded" + (f", RTO {run['rto_seconds']:.1f} s" if run["rto_seconds"] else "")]
-        for instance in run["instances"]:
-            for guest_port, address in instance["addresses"].items():
-                lines.append(f"  {instance['server']} port {guest_port} is at {address}")
+        took = "the server was away for" if run["kind"] == "failback" else "RTO"
+        seconds = f", {took} {run['rto_seconds']:.1f} s" if run["rto_seconds"] is not None else ""
+        lines = [f"{run['id']} succeeded{seconds}", *lines]
         if run["price"]:
             lines.append(f"  it uses {price_text(run['price'])}")
-        if run["kind"] == "drill":
-            lines.append(f"the evidence, signed: understudy evidence {run['id']}")
-            lines.append(
-                f"when you have seen enough: understudy end {run['id']} (by itself at {instant(run['expires_at'])})"
-            )
-        if run["kind"] == "clone":
-            lines.append(f"when you need them no more: understudy end {run['id']}")
-        if run["kind"] == "failover":
-            lines.append(f"the way home: understudy failback {run['id']}")
-            if run["rollback_until"]:
-                undone = f"it can be undone: understudy rollback {run['id']}"
-                lines.append(f"until {instant(run['rollback_until'])} {undone}")
         if run["kind"] == "failback":
             lines.append(f"  {size(run['received_bytes'])} came home over the wire")
-        emit(options, run, "\n".join(lines))
+        emit(options, run, "\n".join([*lines, *ways_on(run)]))
         return
-    if options.json:
-        emit(options, run, "")
-    failed = next((step for step in run["steps"] if step["state"] == "failed"), None)
+    emit(options, run, "\n".join(lines))
+    failed = failed_step(run)
     if failed is None:
         raise RecoveryError(f"{run['id']} is {run['state']}")
-    reason = (failed["error"] or "").splitlines()[0]
-    raise RecoveryError(
-        f"{run['id']} failed at '{failed['name']}': {reason}",
-        f"retry: understudy retry {run['id']}; remove what it made: understudy end {run['id']}",
-    )
+    reason = next(iter((failed["error"] or "").splitlines()), "")
+    raise RecoveryError(f"{run['id']} failed at '{failed['name']}': {reason}", "; ".join(ways_on(run)))
 
 
 def planned_text(run: dict[str, Any]) -> str:
@@ -129,7 +143,3 @@ def _order(number: int, step: dict[str, Any]) -> str:
         return " [at once]"
     shown = ", ".join(str(position + 1) for position in after[:6])
     return f" [after {shown}{', ...' if len(after) > 6 else ''}]"
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"      {line}" for line in text.splitlines())

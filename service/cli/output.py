@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
-from typing import Any
+import textwrap
+from typing import Any, TextIO
 
 
 def emit(options: argparse.Namespace, document: Any, text: str) -> None:
@@ -13,7 +15,28 @@ def emit(options: argparse.Namespace, document: Any, text: str) -> None:
     if options.json:
         print(json.dumps(document), flush=True)
     elif text:
-        print(text, flush=True)
+        say(text)
+
+
+def say(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
+    """For people, on stdout unless another stream is named: on a terminal no line is wider than that."""
+    stream = stream or sys.stdout
+    print(
+        fitted(text, shutil.get_terminal_size().columns) if stream.isatty() else text, file=stream, end=end, flush=True
+    )
+
+
+def fitted(text: str, width: int) -> str:
+    """Long lines broken between words, what follows set in: a command stays fit to be copied."""
+    return "\n".join(_broken(line, width) for line in text.split("\n"))
+
+
+def _broken(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    set_in = " " * (len(line) - len(line.lstrip()) + 4)
+    parts = textwrap.wrap(line, width, subsequent_indent=set_in, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(parts)
 
 
 def show_share(options: argparse.Namespace, what: str, done: int, total: int) -> None:

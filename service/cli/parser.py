@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.protocol.errors import UnderstudyError
-from service.cli import arrows, drills, pairing, plans, points, runs, seed, verify
+from service.cli import arrows, audit, drills, pairing, plans, points, runs, seed, verify
+from service.cli.text import at_least_one, host_and_port
 
 OURS = ("agent", "recovery", "service")
 _WHOLE_INSTALL = "this is the agent's install; for the service: pip install 'understudy[service]'"
@@ -30,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     if asks and not sys.stdin.isatty():
         parser.error("nobody is here to confirm this: say --yes (or --dry-run to see the steps)")
-    if options.run is verify.verify and (wrong := verify.misused(options)):
+    misused = getattr(options, "misused", None)
+    if misused is not None and (wrong := misused(options)):
         parser.error(wrong)
     try:
         options.run(options)
@@ -43,7 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"understudy: {error}".replace("\n", " "), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("understudy: interrupted; what the service was asked to do goes on there", file=sys.stderr)
+        print(
+            "understudy: interrupted; what the service was asked to do goes on there (see: understudy runs)",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         return 1
@@ -71,19 +76,6 @@ def _serve(options: argparse.Namespace) -> None:
             keep_evidence_days=options.keep_evidence_days,
         )
     )
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, separator, port = text.rpartition(":")
-    if not separator or not port.isdecimal() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, like 127.0.0.1:8470")
-    return host.strip("[]") or "127.0.0.1", int(port)
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def _examples(*examples: str) -> dict[str, Any]:
@@ -130,13 +122,13 @@ def build_parser() -> argparse.ArgumentParser:
     serve = commands.add(
         "serve", _serve, "run the service: control plane and receiver", "serve --data /var/lib/understudy"
     )
-    serve.add_argument("--listen", metavar="HOST:PORT", type=_address, default=("127.0.0.1", 8470))
+    serve.add_argument("--listen", metavar="HOST:PORT", type=host_and_port, default=("127.0.0.1", 8470))
     serve.add_argument("--site", choices=("local", "aws"), default="local", help="where replicas live and boot")
     serve.add_argument("--database", metavar="URL", help="default: SQLite in the data folder")
-    serve.add_argument("--interval-seconds", metavar="N", type=_at_least_one, default=300, help="between pushes")
-    serve.add_argument("--keep", metavar="N", type=_at_least_one, default=48, help="points kept of each server")
+    serve.add_argument("--interval-seconds", metavar="N", type=at_least_one, default=300, help="between pushes")
+    serve.add_argument("--keep", metavar="N", type=at_least_one, default=48, help="points kept of each server")
     serve.add_argument(
-        "--keep-evidence-days", metavar="N", type=_at_least_one, default=400, help="after a drill has ended"
+        "--keep-evidence-days", metavar="N", type=at_least_one, default=400, help="after a drill has ended"
     )
     serve.set_defaults(needs_data=True)
 
@@ -155,9 +147,17 @@ def build_parser() -> argparse.ArgumentParser:
     listing = commands.add("points", points.list_points, "a server's recovery points, newest first", "points web01")
     listing.add_argument("server", metavar="SERVER")
     listing = commands.add(
-        "runs", runs.list_runs, "drills, failovers and failbacks, newest first", "runs", "runs --most 1000 --json"
+        "runs",
+        runs.list_runs,
+        "drills, failovers and failbacks, newest first; or one, step by step",
+        "runs",
+        "runs failover-1a2b3c4d --follow",
+        "runs --most 1000 --json",
     )
-    listing.add_argument("--most", metavar="N", type=_at_least_one, default=100, help="how many (default: 100)")
+    listing.set_defaults(misused=runs.misused_listing)
+    listing.add_argument("run_id", metavar="RUN", nargs="?", help="this one, with its steps")
+    listing.add_argument("--follow", action="store_true", help="until RUN is at rest, like the command that began it")
+    listing.add_argument("--most", metavar="N", type=at_least_one, default=100, help="how many (default: 100)")
 
     take = commands.add(
         "take", points.take, "ask a server's agent for a point now", 'take web01 --label "before the upgrade"'
@@ -181,6 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_seed(commands)
     runs.register(commands.add)
+    audit.register(commands.add)
     arrows.register(commands.add)
     _add_drills(commands)
     return parser
@@ -203,9 +204,11 @@ def _add_drills(commands: _Commands) -> None:
         **_examples("drills schedule --every 24h --window 01:00-05:00", "drills schedule off"),
     )
     schedule.add_argument("off", nargs="?", choices=("off",), help="no more drills but by hand")
-    schedule.add_argument("--every", metavar="TIME", help="each server once in so long: 24h, 7d; or off")
+    schedule.add_argument(
+        "--every", metavar="TIME", type=drills.length_or_off, help="each server once in so long: 24h, 7d; or off"
+    )
     schedule.add_argument("--window", metavar="HH:MM-HH:MM|off", help="when drills may begin, in UTC; off: at any time")
-    schedule.add_argument("--at-once", metavar="N", type=_at_least_one, help="how many side by side (default: 1)")
+    schedule.add_argument("--at-once", metavar="N", type=at_least_one, help="how many side by side (default: 1)")
     schedule.set_defaults(run=drills.schedule)
 
     evidence = commands.add(
@@ -230,6 +233,7 @@ def _add_verify(commands: _Commands) -> None:
         "verify --heal pt-7f3k9q2m4x",
         "verify --offline pt-7f3k9q2m4x.json --key sign.pub --volume 0=web01.qcow2",
     )
+    command.set_defaults(misused=verify.misused)
     command.add_argument("point", metavar="POINT", nargs="?")
     command.add_argument("--all", action="store_true", help="every point, also those that cannot be used any more")
     command.add_argument("--heal", action="store_true", help="put back what another copy or a signature can prove")

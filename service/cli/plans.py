@@ -3,42 +3,52 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
 from agent.protocol.errors import RecoveryError, UsageError
-from service.cli.client import Service
+from service.cli.client import Service, api
 from service.cli.output import emit
-from service.cli.text import instant, size, table
+from service.cli.text import counted, instant, size, table
 
 NO_LIMIT = "none"
+MEANINGS = {
+    "red": "it would fail, or not come up as promised",
+    "amber": "it would work, and somebody should know this before",
+}
 
 
 def apply(options: argparse.Namespace) -> None:
-    from recovery.plans import parse_plan
+    from recovery.plans import MAX_TEXT_CHARACTERS, parse_plan
 
     path = Path(options.file)
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", "name a YAML file") from None
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_TEXT_CHARACTERS + 1)  # however much there is
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", "name a YAML file") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is no text in UTF-8", "name a YAML file") from None
     plan = parse_plan(text, str(path))
     wanted = {"text": text, "draft": options.draft}
-    done = Service.of(options).put(f"/api/v1/plans/{plan.name}", wanted)
+    done = Service.of(options).put(api("plans", plan.name), wanted)
     lines = [f"plan {plan.name} is in place; would it work now? understudy plan check {plan.name}"]
     lines += [f"  {name} is not protected yet" for name in done["missing"]]
     emit(options, done, "\n".join(lines))
 
 
 def show(options: argparse.Namespace) -> None:
-    plan = Service.of(options).get(f"/api/v1/plans/{options.name}")
+    plan = Service.of(options).get(api("plans", options.name))
     emit(options, plan, plan["text"].rstrip())
 
 
 def check(options: argparse.Namespace) -> None:
     """Green and amber succeed, red fails."""
-    found = Service.of(options).get(f"/api/v1/plans/{options.name}/check")
-    lines = [f"plan {found['plan']}: {found['level'].upper()}", *findings_lines(found["findings"])]
+    found = Service.of(options).get(api("plans", options.name, "check"))
+    said = "GREEN: nothing speaks against it" if found["level"] == "green" else found["level"].upper()
+    lines = [f"plan {found['plan']}: {said}", *findings_lines(found["findings"])]
     if found["price"]:
         lines.append(f"a failover would use {price_text(found['price'])}")
     emit(options, found, "\n".join(lines))
@@ -68,7 +78,7 @@ def list_plans(options: argparse.Namespace) -> None:
 
 
 def remove(options: argparse.Namespace) -> None:
-    Service.of(options).delete(f"/api/v1/plans/{options.name}")
+    Service.of(options).delete(api("plans", options.name))
     emit(options, {"name": options.name}, f"plan {options.name} is removed; its servers have their default plans")
 
 
@@ -86,12 +96,14 @@ def caps(options: argparse.Namespace) -> None:
 
 
 def findings_lines(findings: list[dict[str, Any]]) -> list[str]:
+    """What speaks against a run; what several have for a way out is told once, behind the last."""
     lines = []
-    for finding in findings:
+    for finding, following in itertools.zip_longest(findings, findings[1:]):
         lines.append(f"  {finding['level']}: {finding['text']}")
-        if finding["hint"]:
+        if finding["hint"] and (following is None or following["hint"] != finding["hint"]):
             lines.append(f"      {finding['hint']}")
-    return lines
+    levels = {finding["level"] for finding in findings}
+    return [*lines, *(f"  ({level} means: {meaning})" for level, meaning in MEANINGS.items() if level in levels)]
 
 
 def price_text(price: dict[str, Any]) -> str:
@@ -99,7 +111,8 @@ def price_text(price: dict[str, Any]) -> str:
     if not price["known"]:
         money = "what it costs is not known"
     memory, disk = size(price["memory_mib"] << 20), size(price["disk_bytes"])
-    return f"{price['instances']} instance(s), {price['cpus']} CPUs, {memory} of memory, {disk} of disk; {money}"
+    machines = f"{counted(price['instances'], 'instance')}, {counted(price['cpus'], 'CPU')}"
+    return f"{machines}, {memory} of memory, {disk} of disk; {money}"
 
 
 def _limit(said: str | None, now: float | None, number: type[int] | type[float]) -> float | None:
@@ -108,6 +121,9 @@ def _limit(said: str | None, now: float | None, number: type[int] | type[float])
     if said == NO_LIMIT:
         return None
     try:
-        return number(said)
+        limit = number(said)
     except ValueError:
-        raise UsageError(f"{said!r} is no number", f"say a number, or: {NO_LIMIT}") from None
+        limit = math.nan
+    if not math.isfinite(limit):
+        raise UsageError(f"{said!r} is no number", f"say a number, or: {NO_LIMIT}")
+    return limit

@@ -12,9 +12,10 @@ from typing import Any
 from agent.protocol.errors import RecoveryError, StorageError, ToolMissing, UnderstudyError, UsageError
 from agent.protocol.frames import Kind, decode
 from agent.protocol.grid import BlockGrid
-from service.cli.client import Service
+from service.cli.client import Service, api
 from service.cli.output import emit, show_note, show_share
-from service.cli.text import duration, mark, size, table
+from service.cli.showing import stale_text
+from service.cli.text import ago, duration, mark, shown, size, table
 
 EXPORT_BLOCKS = 128
 _WAIT_SECONDS = 25
@@ -34,30 +35,36 @@ def list_servers(options: argparse.Namespace) -> None:
     rows = [
         [
             server["name"],
-            server["state"] + (f" since {server['state_since'][:19]}Z" if server["state_since"] else ""),
+            server["state"].replace("_", " "),
             duration(server["lag_seconds"]),
-            server["last_seen_at"],
+            ago(server["last_seen_at"]),
             size(sum(volume["size_bytes"] for volume in server["volumes"])),
             server["last_point"],
-            server["proven_at"] or ("never" if server["bootable"] is None else "NO"),
+            "NO"
+            if server["bootable"] is False
+            else "never"
+            if not server["proven_at"]
+            else f"{server['proven_at'][:10]} {server['proven_at'][11:16]}",
         ]
         for server in servers
     ]
     none = "no server is protected yet; begin with: understudy enroll-token"
     headings = ["SERVER", "STATE", "LAG", "SEEN", "SIZE", "NEWEST POINT", "PROVEN BOOTABLE"]
-    notes = filter(None, [*map(_stale_text, servers), *map(_moved_text, servers)])
+    notes = [
+        line for server in servers for line in (_away_text(server), stale_text(server), _moved_text(server)) if line
+    ]
     emit(options, servers, "\n".join([table(headings, rows, none), *notes]))
 
 
-def _stale_text(server: dict[str, Any]) -> str:
-    """A line about a machine that came though another is the server; empty where none did."""
-    stale = server["stale"]
-    if stale is None:
-        return ""
-    return (
-        f"{server['name']}: machine {stale['machine']} is not the server now, and was told to stand down at"
-        f" {stale['since']} (last seen {stale['seen_at']}); what it stopped: {stale['stopped'] or 'it has not said'}"
-    )
+def _away_text(server: dict[str, Any]) -> str:
+    """A line about a server that is not at home; empty for those that are."""
+    name, since = server["name"], shown(server["state_since"] or "")
+    if server["state"] == "failed_over":
+        run = server["failover_run"]
+        return f"{name}: its instance is the server since {since}, by {run}; the way home: understudy failback {run}"
+    if server["state"] == "failing_back":
+        return f"{name}: handed home at {since}, by {server['failback_run']}"
+    return ""
 
 
 def _moved_text(server: dict[str, Any]) -> str:
@@ -67,7 +74,7 @@ def _moved_text(server: dict[str, Any]) -> str:
 
 
 def list_points(options: argparse.Namespace) -> None:
-    points = Service.of(options).get(f"/api/v1/servers/{options.server}/points", tenant=options.tenant)
+    points = Service.of(options).get(api("servers", options.server, "points"), tenant=options.tenant)
     headings = ["POINT", "TAKEN AT", "CONSISTENCY", "SIZE", "SENT", "VERIFIED", "BOOTS", "LABEL"]
     rows = [
         [
@@ -76,7 +83,7 @@ def list_points(options: argparse.Namespace) -> None:
             f"{point['consistency']}, {point['completeness']}",
             size(point["size_bytes"]),
             size(point["sent_bytes"]),
-            point["verified_at"] or "no",
+            ago(point["verified_at"]) if point["verified_at"] else "no",
             mark(point["bootable"]),
             point["label"],
         ]
@@ -89,11 +96,11 @@ def list_points(options: argparse.Namespace) -> None:
 
 def take(options: argparse.Namespace) -> None:
     service = Service.of(options)
-    asked = service.post(f"/api/v1/servers/{options.server}/take", {"label": options.label}, tenant=options.tenant)
+    asked = service.post(api("servers", options.server, "take"), {"label": options.label}, tenant=options.tenant)
     was_deaf = False
     try:
         while True:
-            command = service.get(f"/api/v1/commands/{asked['id']}", tenant=options.tenant, wait_seconds=_WAIT_SECONDS)
+            command = service.get(api("commands", asked["id"]), tenant=options.tenant, wait_seconds=_WAIT_SECONDS)
             if command["state"] == "done":
                 break
             # Once may be the moment between a push's end and the agent's word of it.
@@ -105,14 +112,14 @@ def take(options: argparse.Namespace) -> None:
         show_note(options, "")
     if command["point"] is None:
         raise RecoveryError(f"{options.server} made no point: {command['error']}")
-    point = service.get(f"/api/v1/points/{command['point']}", tenant=options.tenant)
+    point = service.get(api("points", command["point"]), tenant=options.tenant)
     emit(options, point, f"{point['id']} taken at {point['taken_at']}, {size(point['sent_bytes'])} sent")
 
 
 def export(options: argparse.Namespace) -> None:
     """Blocks are fetched and proven as in a pull, then converted by qemu-img."""
     service = Service.of(options)
-    point = service.get(f"/api/v1/points/{options.point}", tenant=options.tenant)
+    point = service.get(api("points", options.point), tenant=options.tenant)
     if not 0 <= options.volume < len(point["volumes"]):
         raise UsageError(f"{options.point} has no volume {options.volume}", f"it has {len(point['volumes'])}")
     out = Path(options.out)
@@ -137,7 +144,7 @@ def export(options: argparse.Namespace) -> None:
 def _fetch(options: argparse.Namespace, service: Service, point: dict[str, Any], raw: Path) -> None:
     volume = point["volumes"][options.volume]
     grid = BlockGrid(volume["size_bytes"], volume["block_bytes"])
-    path = f"/api/v1/points/{point['id']}/volumes/{options.volume}/blocks"
+    path = api("points", point["id"], "volumes", str(options.volume), "blocks")
     with open(raw, "wb") as file:
         file.truncate(grid.size_bytes)
         for blocks in grid.pieces(EXPORT_BLOCKS):

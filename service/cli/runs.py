@@ -9,11 +9,12 @@ from typing import Any
 
 from agent.protocol.errors import Conflict
 from service.cli.asking import asks_first, confirm, takes_target
-from service.cli.client import Service
-from service.cli.following import finish, follow, planned_text, until_ended
-from service.cli.output import emit
-from service.cli.sources import declared_dead, still_alive
-from service.cli.text import duration, instant, seconds_of, table
+from service.cli.client import Service, api
+from service.cli.following import FINAL, changed_since, finish, follow, planned_text, until_ended
+from service.cli.output import emit, say
+from service.cli.showing import now_text, servers_lines, stale_text, steps_text, ways_on
+from service.cli.sources import declared_dead, what_becomes_of_them
+from service.cli.text import duration, instant, length_of_time, table
 
 Planned = dict[str, Any]
 Question = Callable[[Service, Planned], tuple[str, str]]
@@ -21,12 +22,42 @@ Question = Callable[[Service, Planned], tuple[str, str]]
 
 
 def list_runs(options: argparse.Namespace) -> None:
-    runs = Service.of(options).get("/api/v1/runs", most=options.most)
+    """All, or one with its steps."""
+    service = Service.of(options)
+    if options.run_id is not None:
+        _show(options, service, service.get(api("runs", options.run_id)))
+        return
+    runs = service.get("/api/v1/runs", most=options.most)
     rows = [
-        [run["id"], run["kind"], run["plan"], run["state"], instant(run["created_at"]), duration(run["rto_seconds"])]
+        [
+            run["id"],
+            run["plan"],
+            run["state"],
+            instant(run["created_at"]),
+            duration(run["rto_seconds"]),
+            now_text(run) or None,
+        ]
         for run in runs
     ]
-    emit(options, runs, table(["RUN", "KIND", "PLAN", "STATE", "BEGAN", "RTO"], rows, "no runs yet"))
+    emit(options, runs, table(["RUN", "PLAN", "STATE", "BEGAN", "RTO", "NOW"], rows, "no runs yet"))
+
+
+def misused_listing(options: argparse.Namespace) -> str | None:
+    """What is wrong with the words given, which no parser sees; None if nothing is."""
+    return "follow which? runs RUN --follow" if options.follow and options.run_id is None else None
+
+
+def _show(options: argparse.Namespace, service: Service, run: Planned) -> None:
+    if options.follow and run["state"] not in FINAL:
+        finish(options, follow(options, service, run))
+        return
+    began = f"{run['id']}: {run['kind']} of {run['plan']}, {run['state']}; began {instant(run['created_at'])}"
+    stale = [
+        line
+        for server in service.get("/api/v1/servers")
+        if server["failover_run"] == run["id"] and (line := stale_text(server))
+    ]
+    emit(options, run, "\n".join([began, steps_text(run), *servers_lines(run), *stale, *ways_on(run)]))
 
 
 def panic(options: argparse.Namespace) -> None:
@@ -36,15 +67,23 @@ def panic(options: argparse.Namespace) -> None:
         "point": options.point,
         "over_cap": options.over_cap,
         "declare_dead": declared_dead(options),
-        **({} if options.ttl is None else {"ttl_seconds": seconds_of(options.ttl)}),
+        "without": options.without,
+        **({} if options.ttl is None else {"ttl_seconds": options.ttl}),
     }
 
     def question(service: Service, planned: Planned) -> tuple[str, str]:
-        what = "its agent stops the source" if options.fence else "you declare its source dead"
-        words = "; ".join([*still_alive(service, planned), f"{what}, and nothing it sends is taken any more"])
-        return options.target, f"takes over: {words}"
+        return options.target, f"takes over: {what_becomes_of_them(service, planned)}"
 
     begin(options, wanted, None if options.drill else question)
+
+
+def _misused(options: argparse.Namespace) -> str | None:
+    """What is wrong with the words given, which no parser sees; None if nothing is."""
+    if options.ttl is not None and not options.drill:
+        return "--ttl is for drills: say --drill, too"
+    if options.drill and (options.fence or options.declare_dead):
+        return "a drill leaves the sources alone: leave --fence and --declare-dead out"
+    return None
 
 
 def failback(options: argparse.Namespace) -> None:
@@ -52,13 +91,15 @@ def failback(options: argparse.Namespace) -> None:
         "kind": "failback",
         "run": options.run_id,
         "server": options.server,
-        "grace_seconds": int(seconds_of(options.grace)) if options.grace else 0,
+        "grace_seconds": int(options.grace),
+        "hold": options.hold,
     }
 
     def question(_: Service, planned: Planned) -> tuple[str, str]:
         name = planned["steps"][0]["server"]
+        when = " once you confirm it (understudy commit)" if options.hold else ""
         return name, (
-            "goes home: its instance is shut down for the last changes, the disk at home is overwritten by them, and"
+            f"goes home: the disk at home is overwritten, its instance is shut down for the last changes{when}, and"
             f" the instance and its disks are removed once {name} has been seen at home"
         )
 
@@ -73,31 +114,36 @@ def begin(options: argparse.Namespace, wanted: dict[str, Any], question: Questio
         emit(options, planned, planned_text(planned))
         return
     if not options.json:
-        print(planned_text(planned), flush=True)
+        say(planned_text(planned))
     if question is not None and not options.yes:
         confirm(*question(service, planned))
-    finish(options, follow(options, service, service.post("/api/v1/runs", wanted)))
+    run = service.post("/api/v1/runs", {**wanted, "seed": planned["seed"]})
+    if not options.json:
+        for line in changed_since(planned, run):
+            say(line)
+    finish(options, follow(options, service, run))
 
 
 def retry(options: argparse.Namespace) -> None:
     service = Service.of(options)
-    run = service.post(f"/api/v1/runs/{options.run_id}/retry")
+    wanted = {"go_on": options.go_on, "declare_dead": options.declare_dead}
+    run = service.post(api("runs", options.run_id, "retry"), wanted)
     finish(options, follow(options, service, run))
 
 
 def end(options: argparse.Namespace) -> None:
     """What would lose something says so, and wants to be told again: by the run's name typed, or --yes."""
     service = Service.of(options)
-    path = f"/api/v1/runs/{options.run_id}/end"
+    path = api("runs", options.run_id, "end")
     try:
         run = service.post(path, {"force": options.yes})
     except Conflict as error:
         if "--force" not in error.hint or options.json or not sys.stdin.isatty():
             raise
-        planned = service.get(f"/api/v1/runs/{options.run_id}")
+        planned = service.get(api("runs", options.run_id))
         confirm(planned["plan"], f"loses this: {error.message}")
         run = service.post(path, {"force": True})
-    run = until_ended(service, run)
+    run = until_ended(options, service, run)
     emit(options, run, f"{run['id']} has ended; what it made has been removed")
 
 
@@ -114,7 +160,9 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     takes_target(made)
     made.add_argument("--drill", action="store_true", help="in an isolated network; the source goes on")
-    made.add_argument("--ttl", metavar="TIME", help="after how long a drill is ended by itself (default: 2h)")
+    made.add_argument(
+        "--ttl", metavar="TIME", type=length_of_time, help="after how long a drill is ended by itself (default: 2h)"
+    )
     made.add_argument(
         "--declare-dead",
         metavar="NAME",
@@ -124,11 +172,25 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     made.add_argument("--fence", action="store_true", help="declare nothing dead: the sources' agents stop them first")
     asks_first(made)
+    made.set_defaults(misused=_misused)
 
-    made = add("failback", failback, "the way home of a failed-over server", "failback failover-1a2b")
+    made = add(
+        "failback",
+        failback,
+        "the way home of a failed-over server",
+        "failback failover-1a2b3c4d --dry-run",
+        "failback failover-1a2b3c4d --hold --grace 2h",
+    )
     made.add_argument("run_id", metavar="RUN")
     made.add_argument("--server", metavar="NAME", help="which, when the run booted several")
-    made.add_argument("--grace", metavar="TIME", help="keep the instance for so long afterwards, like 2h")
+    made.add_argument(
+        "--grace",
+        metavar="TIME",
+        type=length_of_time,
+        default=0.0,
+        help="keep the instance for so long afterwards, like 2h",
+    )
+    made.add_argument("--hold", action="store_true", help="copy, and shut down only after: understudy commit RUN")
     made.add_argument("--dry-run", action="store_true", help="print the steps and do nothing")
     asks_first(made)
 
@@ -136,5 +198,20 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     made.add_argument("run_id", metavar="RUN")
     made.add_argument("--yes", "--force", dest="yes", action="store_true", help="even if something is lost: do not ask")
 
-    made = add("retry", retry, "go on with a failed run where it failed", "retry failover-1a2b3c4d")
+    made = add(
+        "retry",
+        retry,
+        "go on with a failed run: try again what failed, or go on behind it",
+        "retry failover-1a2b3c4d",
+        "retry failover-1a2b3c4d --go-on",
+        "retry failover-1a2b3c4d --declare-dead web01",
+    )
     made.add_argument("run_id", metavar="RUN")
+    made.add_argument("--go-on", action="store_true", help="pass over what failed; the run stays failed at its end")
+    made.add_argument(
+        "--declare-dead",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="this server's source could not be stopped, and is dead: go on without its word",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -41,8 +42,25 @@ def duration(seconds: float | None) -> str:
 
 
 def instant(seconds: float | None) -> str:
-    """Seconds since 1970 as UTC."""
-    return "-" if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    """Seconds since 1970 as UTC, as `--point` takes it, too."""
+    return "-" if seconds is None else shown(datetime.fromtimestamp(seconds, UTC).isoformat())
+
+
+def shown(iso_time: str) -> str:
+    """A time in UTC to the second, as people read it."""
+    return iso_time[:19] + "Z"
+
+
+def ago(iso_time: str | None) -> str:
+    """How long this time in UTC is past."""
+    if iso_time is None:
+        return "not yet"
+    return duration(max(0.0, (datetime.now(UTC) - datetime.fromisoformat(iso_time)).total_seconds())) + " ago"
+
+
+def counted(count: int, what: str) -> str:
+    """`1 instance`, `2 instances`."""
+    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def seconds_of(text: str) -> float:
@@ -51,6 +69,29 @@ def seconds_of(text: str) -> float:
     if found is None:
         raise UsageError(f"{text!r} is no length of time", "say it like 90m, 24h or 2d")
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]
+
+
+def length_of_time(text: str) -> float:
+    """For parsers of command lines: as seconds_of."""
+    try:
+        return seconds_of(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def at_least_one(text: str) -> int:
+    """For parsers of command lines."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """For parsers of command lines."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, like 127.0.0.1:8470")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def mark(value: bool | None) -> str:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from agent.protocol.errors import NotFound, StorageError, UsageError
-from service.cli.client import Service
+from service.cli.client import Service, api
 from service.cli.output import emit, show_share
 
 
@@ -52,7 +52,7 @@ def verify(options: argparse.Namespace) -> None:
 def _verified(service: Service, options: argparse.Namespace, point_id: str) -> dict[str, Any]:
     result: dict[str, Any] = {"point": point_id, "ok": False, "error": None, "verified_at": None, "findings": []}
     try:
-        path = f"/api/v1/points/{point_id}/verify"
+        path = api("points", point_id, "verify")
         for line in service.lines(path, tenant=options.tenant, heal="1" if options.heal else None):
             if "verdict" in line:
                 verdict = line["verdict"]

@@ -146,12 +146,13 @@ class RunRows:
 
 def _task(step: Step) -> dict[str, Any]:
     """What never changes."""
-    names = ("name", "action", "args", "after", "retries", "optional", "closing")
+    names = ("name", "action", "args", "after", "retries", "closing")
     return {name: getattr(step, name) for name in names}
 
 
 def _progress(step: Step) -> dict[str, Any]:
     return {
+        "optional": step.optional,
         "state": step.state.value,
         "started_at": step.started_at,
         "ended_at": step.ended_at,

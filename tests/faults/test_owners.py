@@ -131,7 +131,8 @@ def test_a_source_that_lives_on_is_stopped_and_refused_while_the_instance_is_pro
         told = eventually(lambda: estate.server() if (estate.server()["stale"] or {}).get("stopped") else None)
         assert told["stale"]["stopped"] == "fence done"
         assert (told["state"], told["epoch"], told["stale"]["machine"]) == ("failed_over", 2, told["source"])
-        assert "was told to stand down" in estate.service.ask("servers").out
+        for listing in (["servers"], ["runs", run["id"]]):
+            assert "was told to stand down" in estate.service.ask(*listing).out
 
         assert "was failed over" in estate.source.push().complaint
         changed = overwrite(estate.instance_disk, range(10, 30), 2)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.faults.harness import Agent, Ledger, Service
+from tests.faults.harness import BINARIES, Agent, Ledger, Service
 from tests.faults.test_boot import boot_sector
+from tests.patience import PATIENCE_SECONDS, eventually
 
 PLAN = """
 plan: shop
@@ -29,6 +32,14 @@ groups:
           - console: {text: "login:", timeout_seconds: 60}
 post:
   - run: [switch-dns]
+"""
+
+
+WAITING = """
+plan: waits
+groups:
+  - servers: [{name: web01, memory_mib: 128, cpus: 1, gates: [{console: {text: "login:", timeout_seconds: 60}}]}]
+    wait_seconds: 8
 """
 
 
@@ -55,7 +66,7 @@ def test_a_plan_is_checked_capped_drilled_and_shown_to_have_worked(
     assert "web01 was never booted here" in checked.out
 
     assert service.ask("caps", "--instances", "0").code == 0
-    assert "1 instances are more than tenant default allows (0)" in service.ask("panic", "shop", "--drill").complaint
+    assert "1 instance is more than tenant default allows (0)" in service.ask("panic", "shop", "--drill").complaint
     drilled = service.ask("panic", "shop", "--drill", "--over-cap", "a test")
     assert drilled.code == 0, drilled
     (run,) = service.ask("runs", "--json").document
@@ -77,3 +88,34 @@ def test_a_plan_is_checked_capped_drilled_and_shown_to_have_worked(
     assert not list((service.data / "site" / "instances").glob("*/pid"))
     ledger.reported(protected.push(), image)
     ledger.check(service)
+
+
+@pytest.mark.qemu
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs qemu-system-x86_64")
+def test_the_command_that_began_a_run_stays_with_it_over_a_restart_of_the_service(
+    protected: Agent, image: Path, ledger: Ledger, service: Service, tmp_path: Path
+) -> None:
+    with open(image, "r+b") as disk:
+        disk.write(boot_sector("web01 login:"))
+    ledger.reported(protected.push(), image)
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(WAITING)
+    assert service.ask("plan", "apply", plan).code == 0
+    line = [BINARIES / "understudy", "panic", "waits", "--drill", "--data", service.data]
+    panic = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    eventually(lambda: [step for step in steps_of(service) if (step["action"], step["state"]) == ("wait", "running")])
+    service.kill()
+    service.start()
+    out, err = panic.communicate(timeout=PATIENCE_SECONDS)
+    assert panic.returncode == 0, err
+    (run,) = service.ask("runs", "--json").document
+    assert f"{run['id']} succeeded" in out
+    shown = service.ask("runs", run["id"])
+    assert "web01: works" in shown.out
+    assert f"understudy end {run['id']}" in shown.out
+    assert service.ask("end", run["id"]).code == 0
+    ledger.check(service)
+
+
+def steps_of(service: Service) -> list[dict[str, Any]]:
+    return [step for run in service.ask("runs", "--json").document for step in run["steps"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import random
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from agent.inventory import machine_id
 from agent.volumes.topology import in_use
 from tests.faults.harness import (
+    BINARIES,
     Agent,
     Ballast,
     Ledger,
@@ -156,6 +158,22 @@ class TestTargets:
         assert refused.err.strip().endswith("say --yes")
         assert not (tmp_path / "x.raw").exists()
 
+    def test_what_will_be_lost_is_told_and_the_servers_name_has_to_be_typed(
+        self, protected: Agent, image: Path, ledger: Ledger, tmp_path: Path
+    ) -> None:
+        target = tmp_path / "target.raw"
+        with open(target, "wb") as file:
+            file.truncate(image.stat().st_size)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-L", "payroll", target], check=True)
+        before = sum_of(target)
+        for answer, code in (("yes", 1), (protected.server_name, 0)):
+            assert sum_of(target) == before
+            said, ended_with = answered(protected, target, answer)
+            assert f'all that is on {target} is lost (ext4 "payroll")' in said
+            assert f"becomes volume 0 of {protected.server_name} as of " in said
+            assert ended_with == code, said
+        assert sum_of(target) == sum_of(image)
+
     def test_a_point_or_volume_that_is_not_there_is_named(self, protected: Agent, tmp_path: Path) -> None:
         for point, volume in (("pt-2222222222", 0), ("latest", 1), ("latest", -1), ("../x", 0)):
             assert protected.pull(tmp_path / "x.raw", point, volume).complaint
@@ -169,6 +187,19 @@ class TestTargets:
             subprocess.run(["mount", "-o", "remount,size=30m", tight], check=True)
             protected.pull(tight / "disk.raw").document  # noqa: B018  # asserts
             assert sum_of(tight / "disk.raw") == sum_of(image)
+
+
+def answered(agent: Agent, target: Path, answer: str) -> tuple[str, int]:
+    """What a pull onto `target` says on a terminal, and how it ends, when it is given this answer."""
+    ours, theirs = pty.openpty()
+    line = [BINARIES / "understudy-agent", "--state", agent.folder, "pull", "latest", "--volume", "0", "--onto", target]
+    try:
+        os.write(ours, answer.encode() + b"\n")
+        done = subprocess.run(line, stdin=theirs, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    return done.stderr, done.returncode
 
 
 def test_the_running_systems_own_disk_is_known_as_such() -> None:

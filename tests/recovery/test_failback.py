@@ -151,10 +151,11 @@ def test_a_failover_is_brought_home_once_at_a_time_and_not_ended_meanwhile(world
         world.executor.end(failover.id, force=True)
 
 
-def interrupted_at(world: World, action: str) -> Run:
+def interrupted_at(world: World, action: str, *, hold: bool = False) -> Run:
     """A failback whose service was stopped while it waited in `action`."""
     failover = world.fail_over()
-    back = world.plan_failback(failover)
+    server = world.control.server("acme", "web01")
+    back = plan_failback(failover, server, world.ids, world.clock.now(), hold=hold)
     world.people_at_home_do_their_part()
     at_home = world.clock.on_wait
 
@@ -293,3 +294,74 @@ def test_an_instance_is_kept_for_its_grace_time(world: World) -> None:
     assert world.perform(back).state is RunState.SUCCEEDED
     grace, retire = world.store.get(back.id).steps[-2:]
     assert (retire.started_at or 0) - (grace.started_at or 0) >= 3600
+
+
+def test_a_grace_time_is_cut_short_only_by_force(world: World) -> None:
+    failover = world.fail_over()
+    world.people_at_home_do_their_part()
+    at_home = world.clock.on_wait
+    server = world.control.server("acme", "web01")
+    back = plan_failback(world.store.get(failover.id), server, world.ids, world.clock.now(), grace_seconds=3600)
+    executor = world.executor
+
+    def cut_short() -> None:
+        at_home()
+        if world.store.get(back.id).steps[-2].state is StepState.RUNNING:
+            world.clock.on_wait = lambda: None
+            with pytest.raises(Conflict, match="removes its instance before the grace time is over"):
+                executor.end(back.id)
+            assert len(world.site.instances()) == 1
+            executor.end(back.id, force=True)
+
+    world.clock.on_wait = cut_short
+    assert world.perform(back).state is RunState.ENDED
+    assert world.site.instances() == []
+    assert world.store.get(failover.id).state is RunState.ENDED
+    assert world.control.server("acme", "web01").state == "protected"
+
+
+def holding(world: World) -> Run:
+    """A failback that holds, copied; the service has been stopped and started again meanwhile."""
+    run = interrupted_at(world, "await_cut_over", hold=True)
+    assert "ask to shut down" not in world.events
+    world.people_at_home_do_their_part()
+    return run
+
+
+def test_a_failback_that_holds_shuts_nothing_down_before_its_cut_over_is_confirmed(world: World) -> None:
+    run = holding(world)
+    (step,) = [step for step in run.steps if step.state is StepState.RUNNING]
+    assert step.name == "hold web01 until its cut-over is confirmed"
+    assert step.waits_for == f"web01 is copied and goes on working; to cut over: understudy commit {run.id}"
+    executor = world.executor
+    people = world.clock.on_wait
+    asked = 0
+
+    def confirm_later() -> None:
+        nonlocal asked
+        people()
+        asked += 1
+        if asked == 5:
+            assert "ask to shut down" not in world.events, "the service goes on holding after a start"
+            executor.commit(run.id)
+
+    world.clock.on_wait = confirm_later
+    executor.resume()
+    run = executor.wait(run.id)
+    assert run.state is RunState.SUCCEEDED
+    assert world.events.count("request a point") == 2, "what changed during the hold is copied before the outage"
+    assert world.store.get(run.failover_run or "").state is RunState.ENDED
+
+
+def test_a_failback_that_holds_can_be_called_off_and_another_kind_has_nothing_to_confirm(world: World) -> None:
+    run = holding(world)
+    executor = world.executor
+    executor.end(run.id)
+    assert executor.wait(run.id).state is RunState.ENDED
+    assert [instance.state for instance in world.site.instances()] == [InstanceState.RUNNING]
+    assert world.control.server("acme", "web01").state == "failed_over"
+    with pytest.raises(Conflict, match="was called off"):
+        executor.commit(run.id)
+    again = world.perform(world.plan_failback(world.store.get(run.failover_run or "")))
+    with pytest.raises(Conflict, match="waits for nobody's word"):
+        executor.commit(again.id)

@@ -22,9 +22,10 @@ from recovery.gates import (
     gate_from_json,
     gate_to_json,
 )
+from recovery.runs import RunKind, RunState
 from recovery.sites.contract import Instance, InstanceState, Site
 from tests.patience import PATIENCE_SECONDS
-from tests.recovery.world import MemorySite
+from tests.recovery.world import MemorySite, World
 
 
 class SilentAgent:
@@ -46,7 +47,8 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/health" else 503)
+        known = self.path == "/health" or self.headers["Host"] == "shop.example.com"
+        self.send_response(200 if known else 503)
         self.end_headers()
         self.wfile.write(b'{"status": "ok"}')
 
@@ -83,6 +85,7 @@ def test_an_http_gate_holds_when_status_and_body_are_as_wanted(server_port: int)
     site = site_with(server_port)
     assert check_gate(HttpGate(port=8000, path="/health", contains="ok"), site, "i-1", AGENT).held
     assert check_gate(HttpGate(port=8000, path="/", status=503), site, "i-1", AGENT).held
+    assert check_gate(HttpGate(port=8000, host="shop.example.com"), site, "i-1", AGENT).held, "one of many names there"
 
 
 def test_an_http_gate_says_what_it_saw_instead(server_port: int) -> None:
@@ -215,3 +218,19 @@ def test_gates_about_the_guests_agent_ask_the_agent() -> None:
 )
 def test_a_gate_survives_json(gate: Gate) -> None:
     assert gate_from_json(gate_to_json(gate)) == gate
+
+
+def test_a_gate_that_waits_for_long_says_what_it_sees(world: World) -> None:
+    said: list[str] = []
+    world.site.console_text = "GRUB loading"
+    run = world.plan(RunKind.DRILL)
+
+    def listen() -> None:
+        said.extend(step.waits_for for step in world.store.get(run.id).steps if step.waits_for)
+
+    world.clock.on_wait = listen
+    assert world.perform(run).state is RunState.FAILED
+    assert list(dict.fromkeys(said)) == [
+        "'login:' on the console, for up to 300 s",
+        "'login:' on the console, for up to 300 s; last seen: the console's last line is 'GRUB loading'",
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from recovery.guidance import guidance
+from recovery.homeward import plan_failback
 from recovery.runs import Run, RunState, StepState
 from tests.recovery.world import World
 
@@ -46,6 +47,34 @@ def test_it_is_told_to_wait_pull_wait_pull_and_boot(world: World) -> None:
     ]
     assert asked(world) == ("none", None), "it is home"
     assert guidance(world.store.runs(), "id-db01", "db01").action == "none"
+
+
+def test_while_a_failback_holds_it_is_told_to_wait_for_whom(world: World) -> None:
+    failover = world.fail_over()
+    world.people_at_home_do_their_part()
+    people = world.clock.on_wait
+    server = world.control.server("acme", "web01")
+    run = plan_failback(failover, server, world.ids, world.clock.now(), hold=True)
+    said: list[tuple[str, str | None]] = []
+    words: set[str] = set()
+
+    def listen() -> None:
+        said.append(asked(world))
+        told = guidance(world.store.runs(), WEB01, "web01").words
+        if "understudy commit" in told:
+            words.add(told)
+            world.executor.commit(run.id)
+        people()
+
+    world.clock.on_wait = listen
+    assert world.perform(run).state is RunState.SUCCEEDED
+    assert words == {f"web01 is copied and goes on working; to cut over: understudy commit {run.id}"}
+    assert [one for one in dict.fromkeys(said) if one[0] in ("pull", "boot")] == [
+        ("pull", "p-agent-1"),
+        ("pull", "p-agent-2"),
+        ("pull", "p-final-1"),
+        ("boot", "p-final-1"),
+    ]
 
 
 def test_a_step_that_failed_is_told_with_its_reason_and_the_way_out(world: World) -> None:

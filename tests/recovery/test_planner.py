@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from agent.protocol.errors import Conflict, NotFound, RecoveryError
+from agent.protocol.errors import Conflict, NotFound, RecoveryError, UsageError
 from recovery.checks import SiteFacts
 from recovery.describe import describe
 from recovery.homeward import plan_failback
 from recovery.planner import plan_failover
-from recovery.plans import Plan, default_plan, parse_plan
+from recovery.plans import Plan, default_plan, parse_plan, without
 from recovery.runs import Run, RunKind, RunState, StepState
 from tests.recovery.memory_control import make_point, make_server
 from tests.recovery.world import NOW, CountingIds
@@ -122,7 +122,7 @@ def test_only_a_failover_that_has_come_up_can_be_brought_home() -> None:
         plan_failback(run, make_server(), CountingIds(), NOW)
     with pytest.raises(NotFound, match="did not boot other"):
         plan_failback(run, make_server("other"), CountingIds(), NOW)
-    with pytest.raises(Conflict, match="is ended"):
+    with pytest.raises(Conflict, match="has ended"):
         plan_failback(dataclasses.replace(run, state=RunState.ENDED), make_server(), CountingIds(), NOW)
     drill = failover(default_plan("web01"), RunKind.DRILL)
     with pytest.raises(Conflict, match="is a drill"):
@@ -172,6 +172,25 @@ groups:
   servers: [{name: d}]
 post: [{run: [switch-dns]}]
 """
+
+
+def test_a_server_that_is_left_out_holds_up_nobody() -> None:
+    plan = without(
+        parse_plan(
+            "{plan: p, groups: [{servers: [{name: a}]},"
+            " {servers: [{name: b}], wait_seconds: 5, post: [{run: [tell], in_drills: true}]}, {servers: [{name: c}]}]}"
+        ),
+        ["b"],
+    )
+    assert actions(failover(plan, RunKind.DRILL)) == [
+        ("launch a", []),
+        ("script tell after group 2", ["launch a"]),
+        ("launch c", ["script tell after group 2"]),
+    ]
+    with pytest.raises(UsageError, match="has no server 'b'"):
+        without(plan, ["b"])
+    with pytest.raises(UsageError, match="nothing is left"):
+        without(plan, ["a", "c"])
 
 
 def test_scripts_and_waits_are_steps_and_most_scripts_are_not_for_drills() -> None:

@@ -19,6 +19,7 @@ from recovery.plans import (
     dump_plan,
     parse_plan,
 )
+from recovery.plans.model import in_order
 
 WEB01 = """\
 plan: web01
@@ -95,6 +96,7 @@ gates = st.one_of(
         path=st.from_regex(r"/[a-z?=&%0-9#:]{0,20}", fullmatch=True),
         status=st.integers(100, 599),
         contains=st.none() | names,
+        host=st.sampled_from([None, "shop.example.com", "shop:8080"]),
         timeout_seconds=seconds,
     ),
     st.builds(TcpGate, port=st.integers(1, 65_535), timeout_seconds=seconds),
@@ -166,6 +168,12 @@ def test_every_plan_is_read_back_as_it_was_written(plan: Plan) -> None:
 
 
 SERVER = "plan: p\ngroups:\n- servers:\n  - name: a\n"
+NOBODYS = ("10.0.0.0/24", "10.0.0.255/24", "127.0.0.1/8", "0.0.0.0/0", "224.0.0.5/4", "'::1/128'")
+MANY_GATES = (
+    SERVER
+    + f"    gates: &g [{', '.join(['{heartbeat: {}}'] * 1_000)}]\n"
+    + "".join(f"  - {{name: s{number}, gates: *g}}\n" for number in range(1_000))
+)
 
 
 @pytest.mark.parametrize(
@@ -175,12 +183,17 @@ SERVER = "plan: p\ngroups:\n- servers:\n  - name: a\n"
         ("just words", 1, "should be fields"),
         ("plan: p\ngroups: [", 2, "not YAML"),
         ("plan: p\n\tgroups: x", 2, "not YAML"),
-        ("plan: \x00", None, "not YAML"),
-        ("[" * 5_000, None, "not YAML"),
+        ("plan: \x00", 1, "U+0000 is not allowed"),
+        (SERVER + "# \x07", 5, "U+0007 is not allowed"),
+        ("[" * 5_000, 1, "nested more than 30 levels deep"),
+        ("plan: p\ngroups:\n" + "".join(" " * depth + "-\n" for depth in range(400)), 32, "nested more than"),
+        ("groups: []\nplan: &p [*p]", 2, "should be a text, and is a list"),
+        (MANY_GATES, 5, "more than 100000 entries"),
         ("x" * 300_000, None, "longer than"),
         ("groups: []", 1, "'plan' is missing"),
         ("plan: p", 1, "'groups' is missing"),
         ("plan: a/b\ngroups: []", 1, "cannot be a plan's name"),
+        ("plan: ..\ngroups: []", 1, "cannot be a plan's name"),
         ("plan: p\ngroups: []", 2, "groups: is empty"),
         ("plan: p\ngroups:\n- servers: []", 3, "groups[0].servers: is empty"),
         ("plan: p\ngroups:\n- servers: x", 3, "should be a list"),
@@ -193,6 +206,12 @@ SERVER = "plan: p\ngroups:\n- servers:\n  - name: a\n"
         (SERVER + "    cpus: 0", 5, "out of range"),
         (SERVER + "    cpus: !!int x", 5, "cannot be read"),
         (SERVER + "    memory_mib: " + "9" * 5_000, 5, "cannot be read"),
+        (SERVER + "    memory_mib: 01000", 5, "cannot be read"),
+        (SERVER + "    memory_mib: 10:00", 5, "cannot be read"),
+        (SERVER + "    ports: {0x50: 0}", 5, "cannot be read"),
+        (SERVER + "rpo_seconds: 15:00.0", 5, "cannot be read"),
+        (SERVER + "rpo_seconds: 15m", 5, "should be a number of seconds"),
+        (SERVER + "  - name: " + "b" * 2_000, 5, "longer than 1000 characters"),
         (SERVER + "    ports: [80]", 5, "should be fields"),
         (SERVER + "    ports: {80: 99999}", 5, "out of range"),
         (SERVER + "    ports: {80: 8080, 81: 8080}", 5, "used twice"),
@@ -202,8 +221,9 @@ SERVER = "plan: p\ngroups:\n- servers:\n  - name: a\n"
         (
             SERVER + "    address: 10.0.0.7/24\n  - name: b\n    address: {drill: 10.0.0.7/16}",
             7,
-            "10.0.0.7 is used twice",
+            "10.0.0.7 is used twice, by a too",
         ),
+        *((SERVER + f"    address: {nobodys}", 5, "no server can have") for nobodys in NOBODYS),
         (SERVER + "    repair: 7", 5, "should be yes or no"),
         (SERVER + "    on_failure: panic", 5, "'panic' is no rule"),
         (SERVER + "on_failure: retry 1000", 5, "is no rule"),
@@ -212,7 +232,8 @@ SERVER = "plan: p\ngroups:\n- servers:\n  - name: a\n"
         (SERVER + "networks: {clone: x}", 5, "no field 'clone'"),
         (SERVER + "pre:\n- run: [../../bin/sh]", 6, "is no program's name"),
         (SERVER + "pre:\n- run: sh", 6, "should be a list"),
-        (SERVER + "- after: [b]\n  servers:\n  - name: c", 5, "no group 'b' to come after"),
+        (SERVER + "- after: [b]\n  servers:\n  - name: c", 5, "groups[1].after[0]: there is no group 'b'"),
+        (SERVER + "- &g\n  servers: [{name: b}]\n- <<: *g", 7, "a plan has no `<<`"),
         (
             "plan: p\ngroups:\n- {name: a, after: [b], servers: [{name: x}]}\n"
             "- {name: b, after: [a], servers: [{name: y}]}",
@@ -223,9 +244,12 @@ SERVER = "plan: p\ngroups:\n- servers:\n  - name: a\n"
         (SERVER + "    gates:\n    - command: {name: /bin/sh}", 6, "no command's name"),
         (SERVER + "    gates:\n    - tcp: {}", 6, "'port' is missing"),
         (SERVER + "    gates:\n    - ping: {}", 6, "no field 'ping'"),
+        (SERVER + "    gates:\n    - heartbeat", 6, "should be fields"),
         (SERVER + "    gates:\n    - {}", 6, "a gate is one of"),
         (SERVER + "    gates:\n    - http: {path: /}", 6, "'port' is missing"),
         (SERVER + "    gates:\n    - http: {port: 80, path: health}", 6, "is no path"),
+        (SERVER + "    gates:\n    - http: {port: 80, host: 'a b'}", 6, "no host's name"),
+        (SERVER + '    gates:\n    - http: {port: 80, host: "a\\r\\nX: y"}', 6, "not a usable text"),
         (SERVER + "    gates:\n    - http: {port: 80, contains: yes}", 6, "should be a text, and is yes or no"),
         (SERVER + "    gates:\n    - console: {text: x, timeout_seconds: .nan}", 6, "out of range"),
         (SERVER + "    gates:\n    - console: {text: ''}", 6, "not a usable text"),
@@ -242,3 +266,32 @@ def test_a_wrong_plan_is_refused_with_the_line_and_the_way_out(text: str, line: 
 def test_empty_gates_are_allowed() -> None:
     (server,) = parse_plan(SERVER + "    gates: []").servers
     assert server.gates == ()
+
+
+def test_what_needs_no_field_may_be_left_empty() -> None:
+    plan = parse_plan(SERVER + "    gates:\n    - heartbeat:\n    ports:\n  wait_seconds: 0\ncaps:\npre:\n")
+    assert plan == parse_plan(SERVER + "    gates:\n    - heartbeat: {}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("plan: p\ngroups:\n- servers: [web01]", "write `name: web01`"),
+        (SERVER + "    gates: [heartbeat]", "write `heartbeat: {}`"),
+        (SERVER + "  after: db", "write `[db]`"),
+        (SERVER + "  wait_seconds: 5m", "write it in plain digits: 300, not 5m"),
+        (SERVER + "  wait_seconds: -1", "use 0, up to 86400"),
+    ],
+)
+def test_the_way_out_shows_how_it_is_written(text: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_plan(text)
+    assert caught.value.hint == hint
+
+
+def test_groups_are_put_in_order_in_a_time_that_grows_with_their_number() -> None:
+    """By looking at each again for each, this would take minutes."""
+    groups = "".join(f"- {{name: g{at}, servers: [{{name: s{at}}}]}}\n" for at in range(3_000))
+    assert len(parse_plan("plan: p\ngroups:\n" + groups).groups) == 3_000
+    assert in_order([[at + 1] for at in range(3_000)] + [[]]) == list(range(3_000, -1, -1))
+    assert in_order([[1], [0], [], [2], [1]]) == [2, 3]

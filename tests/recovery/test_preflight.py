@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 
+from agent.protocol.errors import Conflict
 from recovery.checks import SiteFacts
 from recovery.control import BootFinding
+from recovery.planner import Order
 from recovery.plans import Plan, parse_plan
 from recovery.preflight import ADVISED_BYTES_PER_INSTANCE, Level, Proof, Reason, Situation, preflight, worst
 from recovery.prices import add_up
@@ -69,6 +71,17 @@ def test_a_server_has_to_have_been_booted_here(proof: Proof | None, expected: li
     assert found(situation(proofs={} if proof is None else {"web01": proof})) == expected
 
 
+def test_a_drill_is_not_told_to_drill_first() -> None:
+    drill = World().plan(RunKind.DRILL, parse_plan(WEB))
+    assert found(situation(run=drill, proofs={})) == []
+    assert found(situation(run=drill, proofs={"web01": Proof(run="r", at=NOW, held=False)})) == []
+
+
+def test_a_run_that_is_in_the_way_is_red() -> None:
+    (finding,) = preflight(situation(in_the_way=Conflict("web01 has been failed over by failover-9", "end it")))
+    assert (finding.reason, finding.level, finding.hint) == (Reason.RUN, Level.RED, "end it")
+
+
 @pytest.mark.parametrize(
     ("level", "drilled", "repairs", "expected"),
     [
@@ -109,6 +122,8 @@ def test_a_server_that_gets_far_less_memory_than_at_home_is_amber() -> None:
     base = situation(plan)
     large = dataclasses.replace(base.servers["web01"], memory_mib=65_536)
     assert found(situation(plan, servers={"web01": large})) == [(Reason.MEMORY, Level.AMBER)]
+    copies = World().plan(RunKind.CLONE, plan, Order(copies=3))
+    assert found(situation(plan, run=copies, servers={"web01": large})) == [(Reason.MEMORY, Level.AMBER)], "once"
 
 
 def test_an_address_that_another_failover_has_is_red() -> None:

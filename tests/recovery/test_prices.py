@@ -51,7 +51,7 @@ def test_a_run_over_a_cap_is_refused_before_its_first_step(world: World) -> None
     world.executor.start(first, tenant_caps=Caps(instances=1))
     world.executor.wait(first.id)
     second = priced(world)
-    with pytest.raises(RecoveryError, match="1 instances beside the 1 that run") as caught:
+    with pytest.raises(RecoveryError, match="1 instance beside the 1 that runs is more") as caught:
         world.executor.start(second, tenant_caps=Caps(instances=1))
     assert "--over-cap" in caught.value.hint
     assert second.id not in world.store.rows

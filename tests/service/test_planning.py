@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 from sqlalchemy import Engine, event
 
-from agent.protocol.errors import NotFound, RecoveryError, UsageError
+from agent.protocol.errors import Conflict, NotFound, RecoveryError, UsageError
 from agent.protocol.messages import VolumeDeclaration
 from recovery.executor import Executor
 from recovery.plans import Caps
@@ -47,6 +47,7 @@ groups:
 - servers:
   - {name: web01, address: {failover: same}, gates: [{console: {text: "login:"}}]}
 """
+BOTH = "{plan: both, groups: [{servers: [{name: new01}]}, {servers: [{name: web01}]}]}"
 TAKEN_AT = "1970-01-01T00:16:00.000Z"
 
 
@@ -124,11 +125,70 @@ def test_the_steps_of_a_dry_run_are_those_that_are_performed(office: Office) -> 
     assert [(step["name"], step["after"]) for step in shown] == [(step.name, step.after) for step in done.steps]
 
 
+@pytest.mark.parametrize("kind", [RunKind.DRILL, RunKind.FAILOVER, RunKind.CLONE])
+def test_planned_again_with_its_seed_a_run_is_word_for_word_what_was_shown(office: Office, kind: RunKind) -> None:
+    shown = office.desk.dry_run_to_json(office.book.plan("default", kind, "web01", None, copies=2))
+    again = office.desk.dry_run_to_json(office.book.plan("default", kind, "web01", None, copies=2, seed=shown["seed"]))
+    assert again == shown
+    other = office.desk.dry_run_to_json(office.book.plan("default", kind, "web01", None, copies=2))
+    assert other["id"] != shown["id"]
+    assert len({instance["id"] for instance in [*shown["instances"], *other["instances"]]}) == 4
+    with pytest.raises(UsageError, match="32 hexadecimal digits"):
+        office.book.plan("default", kind, "web01", None, seed="x")
+
+
+def test_a_server_without_a_point_does_not_keep_the_others_from_booting(office: Office, database: Database) -> None:
+    add_server(database, id="srv-2", name="new01")
+    office.book.apply("default", "both", BOTH, draft=False)
+    with pytest.raises(NotFound, match="--without new01"):
+        office.book.plan("default", RunKind.FAILOVER, "both", None)
+    planned = office.book.plan("default", RunKind.FAILOVER, "both", None, left_out=["new01"])
+    assert [launch.args["server"] for launch in planned.run.launches()] == ["web01"]
+    assert "new01" not in str(office.book.findings(planned))
+
+
+def test_a_plan_that_cannot_be_read_any_more_is_red_and_takes_no_other_along(office: Office) -> None:
+    office.plans.put("default", "old", SHOP.replace("shop", "old") + "  wait_seconds: 010\n")
+    office.book.apply("default", "shop", SHOP, draft=False)
+    checks = {check.plan: check for check in office.book.checks("default")}
+    assert checks.keys() == {"old", "shop"}
+    (finding,) = checks["old"].findings
+    assert (checks["old"].level, finding["reason"]) == ("red", "plan")
+    assert "line 5: groups[0].wait_seconds: this number cannot be read" in finding["text"]
+    assert "understudy plan apply" in finding["hint"]
+    assert checks["shop"].level == "amber"
+    with pytest.raises(UsageError, match="cannot be read"):
+        office.book.plan("default", RunKind.DRILL, "old", None)
+
+
+def test_what_is_failed_over_already_is_told_before_somebody_tries(office: Office) -> None:
+    run = office.executor.wait(
+        office.desk.start(office.book.plan("default", RunKind.FAILOVER, "web01", None, dead=["*"])).id
+    )
+    check = office.book.check("default", "web01")
+    assert (check.level, check.findings[0]["reason"]) == ("red", "run")
+    assert check.findings[0]["text"] == f"web01 has been failed over by {run.id} ({run.state})"
+    drill = office.book.findings(office.book.plan("default", RunKind.DRILL, "web01", None))
+    assert "run" not in [finding.reason for finding in drill], "a drill may run beside it"
+
+
+def test_only_a_failover_that_has_not_ended_is_brought_home(office: Office) -> None:
+    drill = office.executor.wait(office.desk.start(office.book.plan("default", RunKind.DRILL, "web01", None)).id)
+    with pytest.raises(Conflict, match="only a failover can be brought home"):
+        office.desk.plan_failback("default", drill.id, None)
+    over = office.desk.start(office.book.plan("default", RunKind.FAILOVER, "web01", None, dead=["*"]))
+    office.executor.wait(over.id)
+    office.executor.end(over.id, force=True)
+    office.executor.wait(over.id)
+    with pytest.raises(Conflict, match="has ended"):
+        office.desk.fail_back("default", over.id, None)
+
+
 def test_a_tenants_caps_stop_a_run_and_a_reason_lets_it_pass(office: Office) -> None:
     office.plans.put_caps("default", Caps(instances=0))
     planned = office.book.plan("default", RunKind.DRILL, "web01", None)
     assert next(finding.reason.value for finding in office.book.findings(planned)) == "cap"
-    with pytest.raises(RecoveryError, match="1 instances are more than tenant default allows"):
+    with pytest.raises(RecoveryError, match="1 instance is more than tenant default allows"):
         office.desk.start(planned)
     run = office.desk.start(office.book.plan("default", RunKind.DRILL, "web01", None), over_cap="fire")
     assert office.executor.wait(run.id).state is RunState.SUCCEEDED

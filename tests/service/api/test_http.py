@@ -114,6 +114,8 @@ def test_bodies_that_are_not_right_name_what_is_wrong(service: Service, path: st
 def test_queries_that_are_not_right_are_refused(service: Service) -> None:
     assert code(ask(service, "GET", "/api/v1/runs/r?wait_seconds=soon")) == (400, "usage")
     assert code(ask(service, "GET", "/api/v1/runs/r?after_version=x")) == (400, "usage")
+    for path in ("/api/v1/runs?most=many", "/api/v1/audit?most=-1"):
+        assert code(ask(service, "GET", path)) == (400, "usage")
 
 
 def test_a_plan_is_kept_as_it_was_written(service: Service) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.protocol.errors import UsageError
 from agent.protocol.tokens import AdminToken
+from service.cli.asking import confirm
 from service.cli.client import Service as Client
 from service.cli.parser import build_parser
 from tests.faults.harness import BINARIES, Service, run, served
@@ -47,7 +49,7 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
 def test_json_is_one_document_and_nothing_else(service: Service, tmp_path: Path) -> None:
     plan = _file(tmp_path, PLAN)
     for arguments in (["servers"], ["runs"], ["enroll-token"], ["plan", "apply", "--draft", str(plan)],
-                      ["plan", "show", "shop"], ["plan", "list"], ["caps"]):  # fmt: skip
+                      ["plan", "show", "shop"], ["plan", "list"], ["caps"], ["audit"]):  # fmt: skip
         ran = run("understudy", *arguments, "--data", service.data, "--json")
         assert (ran.code, ran.err) == (0, "")
         json.loads(ran.out)
@@ -103,6 +105,37 @@ def test_what_cannot_be_is_one_line_with_a_way_out(service: Service, tmp_path: P
                                        "--token", (data / "admin-token").read_text()).complaint  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["ünï", "a b", "a/b", "..", "100%", "?x=1", "#"])
+def test_names_may_hold_any_character(service: Service, name: str) -> None:
+    for arguments in (["points", name], ["plan", "check", name], ["plan", "show", name], ["end", name], ["runs", name],
+                      ["take", name], ["verify", name]):  # fmt: skip
+        ran = run("understudy", *arguments, "--data", service.data)
+        assert f"{name}" in ran.complaint, ran
+        assert "there is no" in ran.complaint or "no server" in ran.complaint, ran
+
+
+def test_a_plan_may_have_a_name_in_any_script(service: Service, tmp_path: Path) -> None:
+    plan = _file(tmp_path, PLAN.replace("shop", "лавка"))
+    assert run("understudy", "plan", "apply", "--draft", plan, "--data", service.data).code == 0
+    assert "лавка" in run("understudy", "plan", "show", "лавка", "--data", service.data).out
+    assert run("understudy", "plan", "remove", "лавка", "--data", service.data).code == 0
+
+
+def test_an_empty_variable_of_a_script_is_no_choice(service: Service) -> None:
+    for option in ("--point", "--over-cap"):
+        refused = run("understudy", "panic", "web01", "--yes", option, "", "--data", service.data).complaint
+        assert "is empty" in refused
+
+
+def test_a_plan_that_is_no_text_is_one_line(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    assert (
+        "no text in UTF-8" in run("understudy", "plan", "apply", tmp_path / "bytes", "--data", service.data).complaint
+    )
+    assert "longer than" in run("understudy", "plan", "apply", "/dev/zero", "--data", service.data).complaint
+    assert "Is a directory" in run("understudy", "plan", "apply", tmp_path, "--data", service.data).complaint
+
+
 def _file(folder: Path, text: str) -> Path:
     path = folder / "plan.yaml"
     path.write_text(text)
@@ -111,7 +144,10 @@ def _file(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("arguments", [["nonsense"], [], ["panic"], ["serve", "--data", "/x", "--listen", "nowhere"],
                                        ["panic", "web01"], ["failback", "failover-1"], ["verify"],
-                                       ["verify", "--all", "pt-1"], ["verify", "--key", "x", "pt-1"]])  # fmt: skip
+                                       ["verify", "--all", "pt-1"], ["verify", "--key", "x", "pt-1"],
+                                       ["panic", "web01", "--yes", "--ttl", "2h"], ["clone", "web01", "--copies", "0"],
+                                       ["panic", "web01", "--drill", "--fence"], ["runs", "--follow"],
+                                       ["failback", "failover-1", "--yes", "--grace", "5"]])  # fmt: skip
 def test_wrong_usage_exits_2(service: Service, arguments: list[str]) -> None:
     """Among it: a button that nobody is there to confirm."""
     assert run("understudy", *arguments, "--data", service.data).code == 2
@@ -139,7 +175,15 @@ def test_caps_are_set_one_by_one_and_taken_away_again(service: Service) -> None:
     assert caps("--instances", "20") == {"instances": 20, "price_per_hour": None}
     assert caps("--price-per-hour", "12.5") == {"instances": 20, "price_per_hour": 12.5}
     assert caps("--instances", "none", "--price-per-hour", "none") == {"instances": None, "price_per_hour": None}
-    assert "is no number" in run("understudy", "caps", "--instances", "many", "--data", service.data).complaint
+    for wrong in (["--instances", "many"], ["--price-per-hour", "nan"], ["--price-per-hour", "inf"]):
+        assert "is no number" in run("understudy", "caps", *wrong, "--data", service.data).complaint
+
+
+def test_the_audit_trail_says_who_did_what(service: Service) -> None:
+    assert run("understudy", "caps", "--instances", "none", "--data", service.data).code == 0
+    newest = run("understudy", "audit", "--most", "1", "--data", service.data, "--json").document
+    assert [(entry["who"], entry["action"]) for entry in newest] == [("operator", "caps")]
+    assert "operator  caps" in run("understudy", "audit", "--data", service.data).out
 
 
 def test_on_a_terminal_the_button_needs_no_yes(service: Service) -> None:
@@ -154,6 +198,22 @@ def test_on_a_terminal_the_button_needs_no_yes(service: Service) -> None:
         os.close(theirs)
     assert ended.returncode == 1, "it gets as far as the service, which knows no such server"
     assert "nobody" in ended.stderr
+
+
+def test_who_breaks_off_at_the_question_is_told_that_nothing_was_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+        def readline(self) -> str:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    with pytest.raises(UsageError, match="not confirmed, nothing was done"):
+        confirm("web01", "takes over")
+    assert "web01 takes over.\nType web01 to go on: " in capsys.readouterr().err
 
 
 def test_a_second_service_on_the_same_folder_or_port_is_refused(service: Service, tmp_path: Path) -> None:

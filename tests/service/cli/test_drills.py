@@ -42,8 +42,10 @@ def test_a_schedule_keeps_what_is_not_said_anew(service: Service) -> None:
 
 def test_a_schedule_or_a_time_to_live_that_cannot_be_is_refused(service: Service) -> None:
     assert "too many" in service.ask("drills", "schedule", "--every", "1s").complaint
+    assert service.ask("drills", "schedule", "--every", "often").code == 2
     assert "no window" in service.ask("drills", "schedule", "--every", "24h", "--window", "noon").complaint
-    assert "length of time" in service.ask("panic", "web01", "--drill", "--ttl", "soon").complaint
+    refused = service.ask("panic", "web01", "--drill", "--ttl", "soon")
+    assert (refused.code, "is no length of time" in refused.err) == (2, True)
 
 
 def test_evidence_that_is_not_there_and_questions_that_are_none_are_answered_in_a_line(
