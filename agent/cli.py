@@ -58,7 +58,7 @@ def _inventory(options: argparse.Namespace) -> None:
     from agent.inventory import collect
     from agent.report import inventory_text
 
-    found = collect()
+    found = collect(_state(options).protected())
     _print(options, found, inventory_text(found))
 
 
