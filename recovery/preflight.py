@@ -69,8 +69,9 @@ class Proof:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
     """All that is looked at. `points`, `servers`, `proofs` and `objections` (the site's, to what would be launched) are
-    by server name; `over_caps` says in words what the run would exceed; `missing_scripts` likewise; `taken` are
-    addresses (without prefix length) of what runs now, and the run it belongs to. `now` is seconds since 1970."""
+    by server name; `over_caps` says in words what the run would exceed; `missing_scripts` likewise; `missing_drivers`
+    are files that boot repair has not, should a server need them, by its name; `taken` are addresses (without prefix
+    length) of what runs now, and the run it belongs to. `now` is seconds since 1970."""
 
     plan: Plan
     run: Run
@@ -83,6 +84,7 @@ class Situation:
     objections: Mapping[str, list[str]] = field(default_factory=dict)
     over_caps: list[str] = field(default_factory=list)
     missing_scripts: list[str] = field(default_factory=list)
+    missing_drivers: Mapping[str, list[str]] = field(default_factory=dict)
     taken: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -141,6 +143,17 @@ def _boot(now: Situation) -> Iterator[Finding]:
                 text=f"{name}: {found.what}",
                 hint=found.way_out,
             )
+
+
+def _drivers(now: Situation) -> Iterator[Finding]:
+    """A Windows has drivers for the site's hardware, or can be given them; one that came up here has shown it."""
+    for name, missing in now.missing_drivers.items():
+        proof = now.proofs.get(name)
+        if missing and not (proof and proof.held):
+            files = " and no ".join(missing)
+            text = f"{name} runs Windows, and needs virtio drivers of its own: there is no {files} here"
+            hint = f"put virtio-win's files for its Windows into DATA/drivers, or into DATA/drivers/{name}"
+            yield Finding(level=Level.AMBER, reason=Reason.BOOT, server=name, text=text, hint=hint)
 
 
 def _space(now: Situation) -> Iterator[Finding]:
@@ -217,6 +230,7 @@ def _money(now: Situation) -> Iterator[Finding]:
 _CHECKS: tuple[Callable[[Situation], Iterator[Finding]], ...] = (
     _freshness,
     _boot,
+    _drivers,
     _space,
     _memory,
     _site,
