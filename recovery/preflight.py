@@ -70,8 +70,9 @@ class Proof:
 class Situation:
     """All that is looked at. `points`, `servers`, `proofs` and `objections` (the site's, to what would be launched) are
     by server name; `over_caps` says in words what the run would exceed; `missing_scripts` likewise; `missing_drivers`
-    are files that boot repair has not, should a server need them, by its name; `taken` are addresses (without prefix
-    length) of what runs now, and the run it belongs to. `now` is seconds since 1970."""
+    are files that boot repair has not, should a server need them, by its name; `missing_packages` what it needs on the
+    service's machine for any Windows; `taken` are addresses (without prefix length) of what runs now, and the run it
+    belongs to. `now` is seconds since 1970."""
 
     plan: Plan
     run: Run
@@ -85,6 +86,7 @@ class Situation:
     over_caps: list[str] = field(default_factory=list)
     missing_scripts: list[str] = field(default_factory=list)
     missing_drivers: Mapping[str, list[str]] = field(default_factory=dict)
+    missing_packages: list[str] = field(default_factory=list)
     taken: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -145,8 +147,14 @@ def _boot(now: Situation) -> Iterator[Finding]:
             )
 
 
-def _drivers(now: Situation) -> Iterator[Finding]:
-    """A Windows has drivers for the site's hardware, or can be given them; one that came up here has shown it."""
+def _windows(now: Situation) -> Iterator[Finding]:
+    """It can be repaired, and has drivers for the site's hardware or can be given them, as one that came up has."""
+    windows = [name for name, server in now.servers.items() if server.windows]
+    if windows and now.missing_packages:
+        packages = " ".join(now.missing_packages)
+        text = f"{windows[0]} runs Windows, and boot repair here lacks {packages}"
+        hint = f"on the service's machine: apt-get install {packages}"
+        yield Finding(level=Level.AMBER, reason=Reason.BOOT, server=windows[0], text=text, hint=hint)
     for name, missing in now.missing_drivers.items():
         proof = now.proofs.get(name)
         if missing and not (proof and proof.held):
@@ -230,7 +238,7 @@ def _money(now: Situation) -> Iterator[Finding]:
 _CHECKS: tuple[Callable[[Situation], Iterator[Finding]], ...] = (
     _freshness,
     _boot,
-    _drivers,
+    _windows,
     _space,
     _memory,
     _site,

@@ -128,6 +128,12 @@ class Estate:
         return repairer.missing_drivers(name) if repairer and self.servers[name].windows else []
 
     @functools.cached_property
+    def missing_packages(self) -> list[str]:
+        """What the boot repair of a Windows needs here; nothing where there is no Windows."""
+        repairer = self._sources.repairer
+        return repairer.missing_packages() if repairer and any(row.windows for row in self.servers.values()) else []
+
+    @functools.cached_property
     def servers_by_target(self) -> Mapping[str, tuple[str, ...]]:
         """The servers of all plans, and those that are in none."""
         found = {name: tuple(server.name for server in self.plan(name).servers) for name in self.plan_texts}

@@ -118,6 +118,7 @@ class PlanBook:
                 },
                 over_caps=over,
                 missing_scripts=self._missing_scripts(planned.plan),
+                missing_packages=estate.missing_packages,
                 missing_drivers={
                     wanted.name: estate.missing_drivers(wanted.name) for wanted in planned.plan.servers if wanted.repair
                 },

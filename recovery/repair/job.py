@@ -9,9 +9,11 @@ from typing import Any
 
 from agent.protocol.errors import RecoveryError
 from recovery.actions.context import RepairJob
+from recovery.repair import worker_image
 from recovery.repair.record import RepairRecord, UndoReport, load
 from recovery.repair.repair import repair, undo
 from recovery.repair.target import Bus, Firmware, Target
+from recovery.repair.windows.edit import missing_for_hives
 from recovery.repair.windows.supplied import DriverFolder
 from recovery.sites.local.durable import check_name, storage_errors
 
@@ -62,6 +64,10 @@ class BootRepair:
     def missing_drivers(self, server: str) -> list[str]:
         """Files that this server would need, if it is a Windows without drivers, and that are not here."""
         return self._drivers.missing(server, self._bus)
+
+    def missing_packages(self) -> list[str]:
+        """Debian's, that the repair of a Windows needs on this machine."""
+        return [*missing_for_hives(), *worker_image.missing_for_ntfs()]
 
     def record(self, run_id: str, server_id: str) -> RepairRecord | None:
         return load(self.folder(run_id, server_id))

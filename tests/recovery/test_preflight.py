@@ -116,6 +116,17 @@ def test_a_windows_that_never_came_up_here_needs_drivers(
         assert "DATA/drivers/web01" in finding.hint
 
 
+def test_a_windows_needs_what_its_repair_is_made_with() -> None:
+    windows = dataclasses.replace(situation().servers["web01"], windows=True)
+    now = situation(servers={"web01": windows}, missing_packages=["python3-hivex", "ntfs-3g"])
+    (finding,) = preflight(now)
+    assert (finding.level, finding.hint) == (
+        Level.AMBER,
+        "on the service's machine: apt-get install python3-hivex ntfs-3g",
+    )
+    assert found(situation(missing_packages=["python3-hivex"])) == []
+
+
 def test_the_sites_space_memory_and_objections_count() -> None:
     tight = SiteFacts(name="local", free_bytes=ADVISED_BYTES_PER_INSTANCE - 1, free_memory_mib=512)
     assert found(situation(facts=tight)) == [(Reason.SPACE, Level.AMBER), (Reason.MEMORY, Level.AMBER)]

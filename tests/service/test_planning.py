@@ -118,7 +118,7 @@ def test_a_windows_waits_for_what_boot_repair_has_it_say_and_for_drivers(databas
 
     def said() -> list[str]:
         findings = office.book.check("default", "web01").findings
-        return [finding["text"] for finding in findings if "runs Windows" in finding["text"]]
+        return [finding["text"] for finding in findings if "virtio drivers" in finding["text"]]
 
     (text,) = said()
     assert (

@@ -29,6 +29,15 @@ _State = tuple[int, bytes] | bool | None
 Difference = dict[tuple[str, str | None], tuple[_State, _State]]
 
 
+def missing_for_hives() -> list[str]:
+    """The package without which no hive can be changed."""
+    try:
+        done = subprocess.run([_PYTHON, "-I", "-c", "import hivex"], capture_output=True, check=False)
+    except OSError:
+        return ["python3-hivex"]
+    return ["python3-hivex"] if done.returncode else []
+
+
 def apply(hive: Hive, changes: Sequence[KeyChange]) -> Hive:
     """A hive with these changes made, in their order; the given one stays as it is.
 

@@ -9,9 +9,11 @@ import pytest
 
 from agent.protocol.errors import RecoveryError, SiteError
 from recovery.actions import RepairJob
+from recovery.repair import worker_image
 from recovery.repair.job import DIFF, BootRepair, _note
 from recovery.repair.record import FileChange, Finding, RepairRecord
 from recovery.repair.target import Bus
+from recovery.repair.windows import edit
 from recovery.repair.windows.supplied import DriverFolder
 from tests.recovery.repair.images import overlay
 from tests.recovery.repair.test_repair import make_disk, make_tree, needs_tools
@@ -61,6 +63,18 @@ def test_a_step_says_what_was_repaired_and_why_or_that_nothing_was() -> None:
     change = FileChange(path="/boot/initrd.img", before=b"", after=b"nvme")
     mended = RepairRecord(system="Debian 12, ext4", target="nvme, BIOS", findings=found, changes=(change,))
     assert _note(mended) == "Debian 12, ext4: repaired, because its archive lacks nvme"
+
+
+def test_packages_that_a_windows_needs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repairs = BootRepair(tmp_path, lambda: "tcg", DriverFolder(tmp_path / "drivers"))
+    for name in ("bin/ntfs-3g", "bin/ntfs-3g.probe", "bin/ntfsrecover"):
+        assert "ntfs-3g" in repairs.missing_packages()
+        monkeypatch.setenv(worker_image.ENVIRONMENT, str(tmp_path))
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert "ntfs-3g" not in repairs.missing_packages()
+    monkeypatch.setattr(edit, "_PYTHON", str(tmp_path / "no-python"))
+    assert repairs.missing_packages() == ["python3-hivex"]
 
 
 def test_undoing_what_was_never_repaired_does_nothing_and_says_so(tmp_path: Path) -> None:
