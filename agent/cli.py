@@ -57,12 +57,13 @@ def _enroll(options: argparse.Namespace) -> None:
 def _inventory(options: argparse.Namespace) -> None:
     from agent.inventory import collect
     from agent.report import inventory_text
-    from agent.sources import places
+    from agent.sources import Place, places
 
-    found = collect()
-    found["protected"] = []
+    protected: list[Place] = []
     with contextlib.suppress(UnderstudyError):  # a machine is shown also to those who may not read the agent's state
-        found["protected"] = [dataclasses.asdict(place) for place in places(_state(options))]
+        protected = places(_state(options))
+    found = collect([place.path for place in protected])
+    found["protected"] = [dataclasses.asdict(place) for place in protected]
     _print(options, found, inventory_text(found))
 
 

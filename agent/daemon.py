@@ -54,7 +54,7 @@ class _Daemon:
         self._said_stand_down = ""
         self._fencing = Fencing(state)
         self._epoch = 0
-        self._boot_files = ""
+        self._described: tuple[str, list[str]] | None = None
         self._inventory: dict[str, object] | None = None
         self._interval_seconds = 0
         self._pushed_at = float("-inf")
@@ -82,9 +82,10 @@ class _Daemon:
 
     async def _once(self, client: ServiceClient) -> None:
         """One hello, and what follows from it."""
-        found = await asyncio.to_thread(boot_files, Path("/"))
-        if found != self._boot_files:  # at the start, and when a new kernel was put in place
-            self._inventory, self._boot_files = await asyncio.to_thread(collect), found
+        protected = self._state.protected()
+        found = (await asyncio.to_thread(boot_files, Path("/")), protected)
+        if found != self._described:  # at the start, and when a new kernel was put in place, or other disks named
+            self._inventory, self._described = await asyncio.to_thread(collect, protected), found
         fence = await asyncio.to_thread(self._fencing.now)
         due_seconds = self._pushed_at + self._interval_seconds - time.monotonic()
         if fence is not None:

@@ -38,7 +38,7 @@ async def enroll(state: State, url: str, token_text: str, ca_fingerprint: str | 
                 hostname=socket.gethostname(),
                 machine_id=machine_id(),
                 agent_version=__version__,
-                inventory=collect(),
+                inventory=collect(state.protected()),
             ),
             EnrollReply,
         )

@@ -15,10 +15,12 @@ import socket
 import struct
 import subprocess
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from agent.bootability import boot_findings
+from agent.images import describe_image
 from agent.protocol.errors import SourceError
 from agent.readiness import boot_files, boots_on
 from agent.volumes.blockdevices import NOT_DISKS, BlockDevice, read_block_devices, stacked_on
@@ -36,15 +38,16 @@ _PLACEHOLDERS = frozenset(
 _SIOCGIFADDR = 0x8915
 
 
-def collect() -> dict[str, Any]:
-    """The inventory, ready for JSON:
+def collect(protected: Sequence[str] = ()) -> dict[str, Any]:
+    """The inventory, ready for JSON; `protected` are the paths to replicate, in boot order:
 
     `hostname, os, kernel, architecture, boot_mode` (uefi|bios), `cpus, memory_mib, machine_id`,
     `network`: [{name, mac, addresses: ["192.0.2.7/24"]}],
     `disks`: [{name: "/dev/sda", size_bytes, model, serial, marks: as agent.volumes.marks has them,
     partitions: [{name, size_bytes}], filesystems: [{device, mountpoint, fstype, read_only}]}],
     `boot_findings`: [{level: ok|warn|stop, what, way_out}], `boots_on`: [virtio, ...] as agent.readiness tells,
-    `boot_files`: a hash that changes with what a boot reads.
+    `boot_files`: a hash that changes with what a boot reads. Of a server that boots from an image file, `os`,
+    `boot_mode` and what is about booting are that image's (see agent.images).
     """
     mode = boot_mode()
     findings = boot_findings(_ROOT, mode)
@@ -62,6 +65,7 @@ def collect() -> dict[str, Any]:
         "boot_findings": findings,
         "boots_on": boots_on(_ROOT, findings),
         "boot_files": boot_files(_ROOT),
+        **describe_image(protected),
     }
 
 

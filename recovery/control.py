@@ -30,6 +30,7 @@ class Server:
     `cpus`, `memory_mib` and `address` (with prefix length, like 192.0.2.7/24) are as the machine at home had them;
     None where its inventory does not tell. `boot_findings` is what its agent found that matters to a boot elsewhere,
     `boots_on` the disk controllers (virtio, nvme) that it needs no repair for, `boot_digest` changes with all of these.
+    `windows`: that is what it runs.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Server:
     boot_findings: tuple[BootFinding, ...] = ()
     boots_on: tuple[str, ...] = ()
     boot_digest: str | None = None
+    windows: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

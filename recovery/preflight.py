@@ -72,9 +72,11 @@ class Proof:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
     """All that is looked at. `points`, `servers`, `proofs` and `objections` (the site's, to what would be launched) are
-    by server name; `over_caps` says in words what the run would exceed; `missing_scripts` likewise; `taken` are
-    addresses (without prefix length) of what runs now, and the run it belongs to; `in_the_way` is why this run could
-    not begin beside those that have not ended. `now` is seconds since 1970."""
+    by server name; `over_caps` says in words what the run would exceed; `missing_scripts` likewise; `missing_drivers`
+    are files that boot repair has not, should a server need them, by its name; `missing_packages` what it needs on the
+    service's machine for any Windows; `taken` are addresses (without prefix length) of what runs now, and the run it
+    belongs to; `in_the_way` is why this run could not begin beside those that have not ended. `now` is seconds since
+    1970."""
 
     plan: Plan
     run: Run
@@ -87,6 +89,8 @@ class Situation:
     objections: Mapping[str, list[str]] = field(default_factory=dict)
     over_caps: list[str] = field(default_factory=list)
     missing_scripts: list[str] = field(default_factory=list)
+    missing_drivers: Mapping[str, list[str]] = field(default_factory=dict)
+    missing_packages: list[str] = field(default_factory=list)
     taken: Mapping[str, str] = field(default_factory=dict)
     in_the_way: Conflict | None = None
 
@@ -155,6 +159,23 @@ def _other_runs(now: Situation) -> Iterator[Finding]:
     if now.in_the_way is not None:
         text, hint = now.in_the_way.message, now.in_the_way.hint
         yield Finding(level=Level.RED, reason=Reason.RUN, text=text, hint=hint)
+
+
+def _windows(now: Situation) -> Iterator[Finding]:
+    """It can be repaired, and has drivers for the site's hardware or can be given them, as one that came up has."""
+    windows = [name for name, server in now.servers.items() if server.windows]
+    if windows and now.missing_packages:
+        packages = " ".join(now.missing_packages)
+        text = f"{windows[0]} runs Windows, and boot repair here lacks {packages}"
+        hint = f"on the service's machine: apt-get install {packages}"
+        yield Finding(level=Level.AMBER, reason=Reason.BOOT, server=windows[0], text=text, hint=hint)
+    for name, missing in now.missing_drivers.items():
+        proof = now.proofs.get(name)
+        if missing and not (proof and proof.held):
+            files = " and no ".join(missing)
+            text = f"{name} runs Windows, and needs virtio drivers of its own: there is no {files} here"
+            hint = f"put virtio-win's files for its Windows into DATA/drivers, or into DATA/drivers/{name}"
+            yield Finding(level=Level.AMBER, reason=Reason.BOOT, server=name, text=text, hint=hint)
 
 
 def _space(now: Situation) -> Iterator[Finding]:
@@ -232,6 +253,7 @@ _CHECKS: tuple[Callable[[Situation], Iterator[Finding]], ...] = (
     _other_runs,
     _freshness,
     _boot,
+    _windows,
     _space,
     _memory,
     _site,

@@ -14,6 +14,7 @@ from recovery.control import Server
 from recovery.plans import Caps, Plan, default_plan, parse_plan
 from recovery.preflight import Proof
 from recovery.readiness import Booted, last_boots
+from recovery.repair.job import BootRepair
 from recovery.runs import Run
 from recovery.sites.contract import Site
 from service.identity.gatekeeper import server_of
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Where an estate is read. `repairs`: is there boot repair? `witnesses`: is evidence of drills kept?"""
+    """Where an estate is read. `repairer`: boot repair, where there is one. `witnesses`: is evidence of drills kept?"""
 
     servers: ServerStore
     points: PointStore
@@ -36,7 +37,7 @@ class Sources:
     runs: RunRows
     proofs: ProofStore
     site: Site
-    repairs: bool = False
+    repairer: BootRepair | None = None
     witnesses: bool = False
 
 
@@ -75,7 +76,7 @@ class Estate:
             free_memory_mib=capacity.free_memory_mib,
             cpus=capacity.cpus,
             sizes=capacity.sizes,
-            repairs=self._sources.repairs,
+            repairs=self._sources.repairer is not None,
             witnesses=self._sources.witnesses,
         )
 
@@ -120,9 +121,20 @@ class Estate:
         if text is not None:
             return parse_plan(text, f"plan {target}")
         if target in self.servers:
-            return default_plan(target)
+            return default_plan(target, windows=self.servers[target].windows)
         known = ", ".join(sorted({*self.plan_texts, *self.servers})[:10]) or "none yet"
         raise NotFound(f"there is no plan or server {target!r}", f"there are: {known}")
+
+    def missing_drivers(self, name: str) -> list[str]:
+        """Of a server that runs Windows: drivers that boot repair could not give it, should it have none."""
+        repairer = self._sources.repairer
+        return repairer.missing_drivers(name) if repairer and self.servers[name].windows else []
+
+    @functools.cached_property
+    def missing_packages(self) -> list[str]:
+        """What the boot repair of a Windows needs here; nothing where there is no Windows."""
+        repairer = self._sources.repairer
+        return repairer.missing_packages() if repairer and any(row.windows for row in self.servers.values()) else []
 
     @functools.cached_property
     def servers_by_target(self) -> Mapping[str, tuple[str, ...]]:

@@ -125,6 +125,10 @@ class PlanBook:
                 },
                 over_caps=over,
                 missing_scripts=self._missing_scripts(planned.plan),
+                missing_packages=estate.missing_packages,
+                missing_drivers={
+                    wanted.name: estate.missing_drivers(wanted.name) for wanted in planned.plan.servers if wanted.repair
+                },
                 taken=_taken(estate.live),
                 in_the_way=_in_the_way(run, estate.live),
             )

@@ -29,6 +29,7 @@ from recovery.drills.reaper import Reaper
 from recovery.executor import Executor
 from recovery.repair import worker
 from recovery.repair.job import BootRepair
+from recovery.repair.windows.supplied import DriverFolder
 from recovery.scripts import Scripts
 from recovery.sites.local import LocalSite, accel
 from service.api.agents import AgentHttp
@@ -163,7 +164,7 @@ async def _serve(options: ServeOptions) -> None:
                 runs=runs,
                 proofs=proofs,
                 site=site,
-                repairs=repairer is not None,
+                repairer=repairer,
                 witnesses=True,
             ),
             scripts,
@@ -282,7 +283,8 @@ def _boot_repair(data: Path) -> BootRepair | None:
     """None on a machine where no worker for it can be made: replicas then boot as they are."""
     if worker.unavailable():
         return None
-    return BootRepair(data / "repairs", functools.partial(accel.choose, data / "site", None))
+    choose = functools.partial(accel.choose, data / "site", None)
+    return BootRepair(data / "repairs", choose, DriverFolder(data / "drivers"))
 
 
 async def _prepare(site: LocalSite) -> None:

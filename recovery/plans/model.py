@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from agent.protocol.errors import UsageError
 from recovery.gates import ConsoleGate, Gate, ports_of
 from recovery.points import LATEST
+from recovery.repair.windows.firstboot import SAYS_UP
 
 DEFAULT_GATE_SECONDS = 300.0
 DEFAULT_SCRIPT_SECONDS = 300.0
@@ -171,7 +172,8 @@ def in_order(needs: Sequence[Sequence[int]]) -> list[int]:
     return order
 
 
-def default_plan(server: str) -> Plan:
-    """What a server without a written plan gets: boot it, and wait for its login prompt."""
-    gate = ConsoleGate(text="login:", timeout_seconds=DEFAULT_GATE_SECONDS)
+def default_plan(server: str, *, windows: bool = False) -> Plan:
+    """What a server without a written plan gets: boot it, and wait until its console shows that it is up: by a login
+    prompt, or what boot repair has a Windows say."""
+    gate = ConsoleGate(text=SAYS_UP if windows else "login:", timeout_seconds=DEFAULT_GATE_SECONDS)
     return Plan(name=server, groups=(Group(servers=(PlanServer(name=server, gates=(gate,)),)),))

@@ -17,7 +17,12 @@ from recovery.repair.worker import CommandFailed, Worker
 ROOT = "/guest"
 _OURS = "/run/.worker"  # below the guest's root: a memory filesystem of the worker's lies over the guest's /run
 _ESP = "/run/.esp"
-_OPTIONS = {"ext4": ",errors=remount-ro", "vfat": ",umask=0022,shortname=mixed,iocharset=utf8", "btrfs": ""}
+_OPTIONS = {
+    "ext4": ",errors=remount-ro",
+    "vfat": ",umask=0022,shortname=mixed,iocharset=utf8",
+    # without it, all who have an account in the guest may write what is made there: drivers, and a service's script
+    "ntfs": ",permissions",
+}
 _TOOLS = "sh cat head stat mkdir truncate rm chmod"
 _ABSENT = 44
 _PATTERN = re.compile(r"[\w/.*?\[\]!:+@~ -]+")

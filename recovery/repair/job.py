@@ -9,9 +9,12 @@ from typing import Any
 
 from agent.protocol.errors import RecoveryError
 from recovery.actions.context import RepairJob
+from recovery.repair import worker_image
 from recovery.repair.record import RepairRecord, UndoReport, load
 from recovery.repair.repair import repair, undo
 from recovery.repair.target import Bus, Firmware, Target
+from recovery.repair.windows.edit import missing_for_hives
+from recovery.repair.windows.supplied import DriverFolder
 from recovery.sites.local.durable import check_name, storage_errors
 
 DIFF = "repair.diff"
@@ -21,11 +24,12 @@ class BootRepair:
     """recovery.actions.Repairer of a site whose instances' volumes are qcow2 files on this machine.
 
     Records lie in `folder`/RUN/SERVER: repair.json with all that `undo` needs, repair.diff for people. `accel` gives
-    kvm or tcg when a worker starts."""
+    kvm or tcg when a worker starts; `drivers` are the administrator's, for guests without their own."""
 
-    def __init__(self, folder: Path, accel: Callable[[], str], bus: Bus = Bus.VIRTIO) -> None:
+    def __init__(self, folder: Path, accel: Callable[[], str], drivers: DriverFolder, bus: Bus = Bus.VIRTIO) -> None:
         self._folder = folder
         self._accel = accel
+        self._drivers = drivers
         self._bus = bus
 
     def __call__(self, job: RepairJob) -> dict[str, Any]:
@@ -34,8 +38,15 @@ class BootRepair:
             # the volumes are as they were made: a record of changes to their predecessors tells nothing of them
             shutil.rmtree(folder, ignore_errors=True)
         target = Target(bus=self._bus, firmware=Firmware.UEFI if job.uefi else Firmware.BIOS)
-        volumes = [Path(volume) for volume in job.volumes]
-        record = repair(volumes, target, folder, sources=job.sources, accel=self._accel(), stopped=job.stopped)
+        record = repair(
+            [Path(volume) for volume in job.volumes],
+            target,
+            folder,
+            sources=job.sources,
+            supplied=self._drivers.of(job.server),
+            accel=self._accel(),
+            stopped=job.stopped,
+        )
         with storage_errors(f"keep {folder / DIFF}"):
             (folder / DIFF).write_text(record.diff(), errors="surrogateescape")
         if record.unrepaired:
@@ -49,6 +60,14 @@ class BootRepair:
         volumes = [Path(volume) for volume in job.volumes]
         report = undo(volumes, folder, sources=job.sources, accel=self._accel(), stopped=job.stopped)
         return {"note": _undo_note(report), "undone": report.undone, "left": report.left}
+
+    def missing_drivers(self, server: str) -> list[str]:
+        """Files that this server would need, if it is a Windows without drivers, and that are not here."""
+        return self._drivers.missing(server, self._bus)
+
+    def missing_packages(self) -> list[str]:
+        """Debian's, that the repair of a Windows needs on this machine."""
+        return [*missing_for_hives(), *worker_image.missing_for_ntfs()]
 
     def record(self, run_id: str, server_id: str) -> RepairRecord | None:
         return load(self.folder(run_id, server_id))

@@ -6,6 +6,7 @@ Plain data and its one file, `repair.json`. Long contents (a boot archive, a dri
 from __future__ import annotations
 
 import base64
+import contextlib
 import difflib
 import json
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from recovery.sites.local.durable import make_folder, storage_errors, write_file
 RECORD = "repair.json"
 _INLINE_BYTES = 16 << 10
 _VERSION = 1
+_REGISTRY_TYPES = {1: "REG_SZ", 2: "REG_EXPAND_SZ", 3: "REG_BINARY", 4: "REG_DWORD", 7: "REG_MULTI_SZ"}
 
 Level = Literal["stop", "warn", "ok"]
 
@@ -236,4 +238,15 @@ def _text(content: bytes | None) -> str | None:
 
 
 def _shown(value: tuple[int, bytes] | bool | None) -> str:
-    return f"type {value[0]}: {value[1].hex()}" if isinstance(value, tuple) else "(key)"
+    """A registry value in words: texts as texts, numbers as numbers."""
+    if not isinstance(value, tuple):
+        return "(key)"
+    kind, data = value
+    name = _REGISTRY_TYPES.get(kind, f"type {kind}")
+    if name == "REG_DWORD" and len(data) == 4:
+        return f"{name} {int.from_bytes(data, 'little')}"
+    if name.endswith("_SZ"):
+        with contextlib.suppress(UnicodeDecodeError):
+            texts = data.decode("utf-16-le").rstrip("\0").split("\0")
+            return f"{name} " + " ".join(f"'{text}'" for text in texts)
+    return f"{name} {data.hex()}"

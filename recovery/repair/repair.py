@@ -27,6 +27,7 @@ from recovery.repair.scratch import lay_over, layer
 from recovery.repair.target import Target
 from recovery.repair.windows import repair as windows
 from recovery.repair.windows import system as windows_system
+from recovery.repair.windows.supplied import NOTHING_SUPPLIED, Supplied
 from recovery.repair.worker import Worker
 from recovery.sites.local import qcow2
 from recovery.sites.local.accel import TCG
@@ -43,18 +44,20 @@ def repair(
     folder: Path,
     *,
     sources: Sequence[str] = (),
+    supplied: Supplied = NOTHING_SUPPLIED,
     accel: str = TCG,
     stopped: Stopped = lambda: False,
 ) -> RepairRecord:
     """Make a server's volumes (qcow2 files that are the run's own, in boot order, not in use) boot on `target`.
 
     `folder` is the run's own, one for each server: the record stays there, for review and for `undo`. `sources` are
-    the volumes' names at home ("/dev/sda"), where known. A replica that is ready is left as it is. Blocks.
+    the volumes' names at home ("/dev/sda"), where known; `supplied` drivers for a Windows without them. A replica that
+    is ready is left as it is. Blocks.
     Raises RecoveryError (no system found, a disk that cannot be read), ToolMissing, SiteError, StorageError."""
     record = load(folder)
     if record is None:
         with _worker(volumes, folder, accel, stopped) as (worker, files):
-            record = _repair_inside(worker, files, len(volumes), target, sources)
+            record = _repair_inside(worker, files, len(volumes), target, sources, supplied)
         save(record, folder)
     _finish(volumes, folder, merge=bool(record.changes))
     return record
@@ -97,7 +100,7 @@ def undo(
 
 
 def _repair_inside(
-    worker: Worker, files: WorkerFiles, count: int, target: Target, sources: Sequence[str]
+    worker: Worker, files: WorkerFiles, count: int, target: Target, sources: Sequence[str], supplied: Supplied
 ) -> RepairRecord:
     found = disks.identify(worker, count)
     system = linux_system.mount(files, found, sources)
@@ -108,8 +111,9 @@ def _repair_inside(
         findings = draft_repair(draft, system, target)
     elif (found_windows := windows_system.mount(worker, files, found)) is not None:
         name = "Windows"
-        places = found_windows.places
-        findings, keys = windows.draft_repair(draft, files, target, places=places, data_volumes=count > 1)
+        findings, keys = windows.draft_repair(
+            draft, files, target, places=found_windows.places, data_volumes=count > 1, supplied=supplied
+        )
     else:
         kinds = ", ".join(fs.kind or "unknown" for fs in found.filesystems) or "nothing"
         raise RecoveryError(

@@ -61,6 +61,12 @@ def check() -> None:
     _busybox(root)
 
 
+def missing_for_ntfs() -> list[str]:
+    """The package without which workers cannot open what Windows is on. Raises nothing."""
+    found = all((_root() / name).exists() for name in _PROGRAMS if "ntfs" in name)
+    return [] if found else ["ntfs-3g"]
+
+
 def build(brought: Sequence[cpio.Entry] = ()) -> WorkerImage:
     """`brought` are files to have beside the worker's own. Raises ToolMissing, SiteError."""
     root = _root()

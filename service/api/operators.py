@@ -212,8 +212,8 @@ class OperatorHttp:
 
         def look() -> str:
             text = self._plans.find(tenant, name)
-            if text is None and name in {row.name for row in self._servers.all(tenant)}:
-                return dump_plan(default_plan(name))
+            if text is None and name in (servers := self._book.estate(tenant).servers):
+                return dump_plan(default_plan(name, windows=servers[name].windows))
             return text or self._plans.get(tenant, name)
 
         return web.json_response({"name": name, "text": await asyncio.to_thread(look)})

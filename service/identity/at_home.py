@@ -34,6 +34,10 @@ def address(inventory: dict[str, Any]) -> str | None:
     return None
 
 
+def is_windows(inventory: dict[str, Any]) -> bool:
+    return "windows" in str(inventory.get("os")).lower()
+
+
 def boot_findings(inventory: dict[str, Any]) -> tuple[BootFinding, ...]:
     """Those that are not all right."""
     return tuple(

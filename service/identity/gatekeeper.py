@@ -202,6 +202,7 @@ def server_of(row: ServerRow, now: float) -> Server:
         boot_findings=at_home.boot_findings(row.inventory),
         boots_on=at_home.boots_on(row.inventory),
         boot_digest=at_home.boot_digest(row.inventory),
+        windows=at_home.is_windows(row.inventory),
     )
 
 

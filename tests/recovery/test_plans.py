@@ -57,6 +57,11 @@ def test_a_server_without_a_plan_waits_for_its_login_prompt() -> None:
     assert server.gates == (ConsoleGate(text="login:", timeout_seconds=300.0),)
 
 
+def test_a_windows_without_a_plan_waits_for_what_its_first_start_says() -> None:
+    (server,) = default_plan("web01", windows=True).servers
+    assert server.gates == (ConsoleGate(text="understudy: Windows is up", timeout_seconds=300.0),)
+
+
 def test_all_that_a_plan_may_say_is_read() -> None:
     text = Path("docs/plans.md").read_text().split("```yaml\n")[1].split("```")[0]
     plan = parse_plan(text, "docs/plans.md")

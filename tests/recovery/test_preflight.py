@@ -108,6 +108,38 @@ def test_what_the_inventory_says_weighs_less_once_a_drill_has_shown_it(
     assert said == ([] if expected is None else [expected])
 
 
+@pytest.mark.parametrize(
+    ("missing", "proof", "expected"),
+    [
+        (["viostor.sys", "netkvm.inf"], None, True),
+        ([], None, False),
+        (["viostor.sys"], Proof(run="r", at=NOW, held=False), True),
+        (["viostor.sys"], Proof(run="r", at=NOW, held=True), False),
+    ],
+)
+def test_a_windows_that_never_came_up_here_needs_drivers(
+    missing: list[str], proof: Proof | None, expected: bool
+) -> None:
+    now = situation(missing_drivers={"web01": missing}, proofs={} if proof is None else {"web01": proof})
+    said = [finding for finding in preflight(now) if "runs Windows" in finding.text]
+    assert bool(said) is expected
+    for finding in said:
+        assert finding.level is Level.AMBER
+        assert missing[0] in finding.text
+        assert "DATA/drivers/web01" in finding.hint
+
+
+def test_a_windows_needs_what_its_repair_is_made_with() -> None:
+    windows = dataclasses.replace(situation().servers["web01"], windows=True)
+    now = situation(servers={"web01": windows}, missing_packages=["python3-hivex", "ntfs-3g"])
+    (finding,) = preflight(now)
+    assert (finding.level, finding.hint) == (
+        Level.AMBER,
+        "on the service's machine: apt-get install python3-hivex ntfs-3g",
+    )
+    assert found(situation(missing_packages=["python3-hivex"])) == []
+
+
 def test_the_sites_space_memory_and_objections_count() -> None:
     tight = SiteFacts(name="local", free_bytes=ADVISED_BYTES_PER_INSTANCE - 1, free_memory_mib=512)
     assert found(situation(facts=tight)) == [(Reason.SPACE, Level.AMBER), (Reason.MEMORY, Level.AMBER)]

@@ -12,6 +12,9 @@ from agent.protocol.errors import Conflict, NotFound, RecoveryError, UsageError
 from agent.protocol.messages import VolumeDeclaration
 from recovery.executor import Executor
 from recovery.plans import Caps
+from recovery.repair.job import BootRepair
+from recovery.repair.windows.firstboot import SAYS_UP
+from recovery.repair.windows.supplied import DriverFolder
 from recovery.runs import RunKind, RunState
 from recovery.scripts import Scripts
 from recovery.sites.contract import Site
@@ -52,7 +55,7 @@ TAKEN_AT = "1970-01-01T00:16:00.000Z"
 
 
 class Office:
-    def __init__(self, database: Database, folder: Path) -> None:
+    def __init__(self, database: Database, folder: Path, repairer: BootRepair | None = None) -> None:
         self.site = MemorySite([])
         self.points, self.plans, self.runs = PointStore(database), PlanStore(database), RunRows(database)
         servers = ServerStore(database)
@@ -65,6 +68,7 @@ class Office:
             runs=self.runs,
             proofs=ProofStore(database),
             site=site,
+            repairer=repairer,
         )
         self.book = PlanBook(sources, Scripts(folder / "scripts"), now=lambda: 1000.0)
         self.executor = Executor(self.runs, site, MemoryControl([], "web01"), FakeClock())
@@ -103,6 +107,29 @@ def test_what_an_agent_sends_for_an_inventory_is_not_believed(database: Database
     office.points.add(manifest("pt-1", taken_at=TAKEN_AT))
     (launch,) = office.book.plan("default", RunKind.FAILOVER, "web01", None).run.launches()
     assert (launch.args["cpus"], launch.args["memory_mib"]) == (2, 1024)
+
+
+def test_a_windows_waits_for_what_boot_repair_has_it_say_and_for_drivers(database: Database, tmp_path: Path) -> None:
+    add_server(database, inventory={"os": "Microsoft Windows Server 2022 Datacenter"})
+    drivers = DriverFolder(tmp_path / "drivers")
+    office = Office(database, tmp_path, BootRepair(tmp_path / "repairs", lambda: "tcg", drivers))
+    office.points.add(manifest("pt-1", taken_at=TAKEN_AT))
+    steps = office.book.plan("default", RunKind.DRILL, "web01", None).run.steps
+    assert [SAYS_UP in step.name for step in steps if step.action == "gate"] == [True]
+
+    def said() -> list[str]:
+        findings = office.book.check("default", "web01").findings
+        return [finding["text"] for finding in findings if "virtio drivers" in finding["text"]]
+
+    (text,) = said()
+    assert (
+        text
+        == "web01 runs Windows, and needs virtio drivers of its own: there is no viostor.sys and no netkvm.inf here"
+    )
+    drivers.folder.mkdir()
+    for name in ("viostor.sys", "netkvm.inf"):
+        (drivers.folder / name).write_bytes(b"")
+    assert said() == []
 
 
 def test_a_price_is_shown_before_and_kept_with_the_run(office: Office) -> None:

@@ -46,8 +46,8 @@ _WAYS_OUT: Mapping[Bus, str] = {
     Bus.NVME: "Windows 8.1, 2012 R2 and later bring one; on older ones install the AWS NVMe driver before the next "
     "point, or boot on AHCI",
     Bus.AHCI: "boot on another bus",
-    Bus.VIRTIO: "install the virtio drivers on the server before the next point, or boot on AHCI or NVMe",
-    Bus.VIRTIO_SCSI: "install the virtio drivers on the server before the next point, or boot on AHCI or NVMe",
+    Bus.VIRTIO: "put viostor.sys of virtio-win for its Windows into DATA/drivers, or install the driver there",
+    Bus.VIRTIO_SCSI: "put vioscsi.sys of virtio-win for its Windows into DATA/drivers, or install the driver there",
     Bus.XEN: "install the AWS PV drivers on the server before the next point, or boot on NVMe",
 }
 
@@ -117,6 +117,9 @@ def _make_ready(draft: HiveDraft, control_set: str, driver: Driver) -> list[Find
             draft.set_dword(key, "ErrorControl", _ERROR_NORMAL, why)
             draft.set_text(key, "Group", "SCSI miniport", why)
             draft.set_text(key, "ImagePath", rf"System32\drivers\{name}.sys", why, EXPAND_SZ)
+            # of its inf: a StorPort driver, of a device on the PCI bus (5)
+            draft.set_dword(rf"{key}\Parameters", "BusType", 1, why)
+            draft.set_dword(rf"{key}\Parameters\PnpInterface", "5", 1, why)
         draft.set_dword(key, "Start", _BOOT, f"{name} starts at boot")
         override = rf"{key}\StartOverride"
         for value in draft.values(override):

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from agent.protocol.errors import RecoveryError, ToolMissing
 from recovery.repair.record import KeyChange
-from recovery.repair.windows.hive import DamagedHive, Hive, Key, Value, join
+from recovery.repair.windows.bins import DamagedHive
+from recovery.repair.windows.hive import Hive, Key, Value, join
 
 _PYTHON = "/usr/bin/python3"
 _WRITER = Path(__file__).with_name("hivex_writer.py")
@@ -28,6 +29,15 @@ _State = tuple[int, bytes] | bool | None
 Difference = dict[tuple[str, str | None], tuple[_State, _State]]
 
 
+def missing_for_hives() -> list[str]:
+    """The package without which no hive can be changed."""
+    try:
+        done = subprocess.run([_PYTHON, "-I", "-c", "import hivex"], capture_output=True, check=False)
+    except OSError:
+        return ["python3-hivex"]
+    return ["python3-hivex"] if done.returncode else []
+
+
 def apply(hive: Hive, changes: Sequence[KeyChange]) -> Hive:
     """A hive with these changes made, in their order; the given one stays as it is.
 
@@ -35,8 +45,7 @@ def apply(hive: Hive, changes: Sequence[KeyChange]) -> Hive:
     anything but the changes; DamagedHive for a hive that is not sound; ToolMissing without hivex."""
     if not changes:
         return hive
-    for _ in hive.walk():  # hivex must not be given what our reader has not found sound
-        pass
+    hive.check()  # hivex must not be given what our reader has not found sound
     written = _write(hive, [_command(change) for change in changes])
     try:
         result = Hive(hive.name, written)

@@ -1,95 +1,68 @@
-r"""What our agent's service is to do at a replica's first start on other hardware: a job file that boot repair leaves.
+"""What Windows does by itself at its first start on other hardware: a service of ours, and the script that it runs.
 
-Needs no network to be read, and says nothing secret. Steps come from a closed list, so that the file can ask for
-nothing else; the agent turns them into commands:
+The script says on the serial console that Windows is up, which a gate can wait for in a drill too, has the drivers
+installed that were supplied, says of each how that ended, and removes itself with its service. Addresses need nothing:
+Windows asks DHCP for every card that it meets for the first time, and a site answers with what the plan says.
 
-    {"version": 1, "run": ID, "machine": UUID, "steps": [STEP, ...]}
-
-    {"do": "drivers"}       pnputil /add-driver C:\ProgramData\Understudy\drivers\*.inf /subdirs /install
-    {"do": "disks-online"}  every disk online and writable
-    {"do": "address", "card": N, "address": "10.0.0.5/24", "gateway": "10.0.0.1" or null, "dns": [...]}
-                            card N as Windows counts those that are connected, from 0; a card without a step keeps DHCP,
-                            which Windows gives every card that it meets for the first time
-
-The agent does the job once, only on the machine whose DMI product UUID is `machine` (a replica that went home again is
-another one), removes the file, and says in its log what each step came to. It must take the job from a folder that only
-SYSTEM and administrators can write to.
+The service's program is cmd.exe, which is none that the service manager knows how to talk to: it starts the script
+beside it and ends at once. The manager then notes a failed start, which ErrorControl 0 makes harmless.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import json
-import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-from agent.protocol.errors import UsageError
 from recovery.repair.draft import Draft
-from recovery.repair.files import GuestFiles
 from recovery.repair.record import Finding
-from recovery.repair.windows.guest import find
+from recovery.repair.windows.drivers import control_sets
+from recovery.repair.windows.hivedraft import EXPAND_SZ, MULTI_SZ, HiveDraft
 
-VERSION = 1
-_FOLDER = "/ProgramData/Understudy"
-_JOB = "first-boot.json"
+SERVICE = "UnderstudyFirstBoot"
+SAYS_UP = "understudy: Windows is up"
+_FOLDER = "Understudy"
+_SCRIPT_NAME = "first-boot.cmd"
+_OWN_PROCESS, _AUTOMATIC, _ERROR_IGNORED = 0x10, 2, 0
+_CMD = r"%SystemRoot%\System32\cmd.exe"
+_COMMAND = rf'{_CMD} /c start "" /b {_CMD} /c %SystemRoot%\{_FOLDER}\{_SCRIPT_NAME}'
+_SCRIPT = rf"""@echo off
+rem Left by Understudy's boot repair; its service {SERVICE} runs this once, at the first start on other hardware.
+setlocal
+set here=%SystemRoot%\{_FOLDER}
+call :say {SAYS_UP.removeprefix("understudy: ")}
+for %%i in (%here%\drivers\*.inf) do call :install %%i
+call :say first boot done
+sc delete {SERVICE} >nul 2>nul
+rd /s /q %here% & exit /b
 
+:install
+%SystemRoot%\System32\pnputil.exe -i -a %1 >nul 2>nul
+if errorlevel 1 (call :say %~nx1: pnputil ended with %errorlevel%) else (call :say %~nx1 is installed)
+exit /b
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    """A static address that a plan maps to a network card. `address` with its prefix: "10.0.0.5/24"."""
-
-    card: int
-    address: str
-    gateway: str | None = None
-    dns: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """`drivers`: install what lies in the agent's drivers folder. Raises UsageError for what is no UUID or address."""
-
-    run_id: str
-    machine_id: str
-    addresses: Sequence[Address] = ()
-    drivers: bool = True
-
-    def document(self) -> dict[str, Any]:
-        try:
-            machine = str(uuid.UUID(self.machine_id))
-            steps = [_address_step(address) for address in self.addresses]
-        except ValueError as error:
-            raise UsageError(f"the first boot's job cannot be written: {error}", "correct the plan") from error
-        first: list[dict[str, Any]] = [{"do": "drivers"}] if self.drivers else []
-        return {
-            "version": VERSION,
-            "run": self.run_id,
-            "machine": machine,
-            "steps": [*first, {"do": "disks-online"}, *steps],
-        }
+:say
+>\\.\COM1 echo understudy: %*
+exit /b
+"""
+SCRIPT = _SCRIPT.replace("\n", "\r\n").encode("ascii")
 
 
-def repair(draft: Draft, files: GuestFiles, job: Job | None) -> list[Finding]:
-    """Draft the job file where the agent is installed. Raises UsageError."""
-    if job is None:
+def repair(draft: Draft, hive: HiveDraft, windows: str, packages: Mapping[str, bytes]) -> list[Finding]:
+    """Draft the service, its script and the drivers that it installs. Done already: no findings, no changes.
+
+    `windows`: where the Windows folder is, as the guest spells it."""
+    before = len(draft.changes()), len(hive.changes)
+    why = "what Windows does at its first start on other hardware"
+    draft.write(f"{windows}/{_FOLDER}/{_SCRIPT_NAME}", SCRIPT, why)
+    for name, content in packages.items():
+        draft.write(f"{windows}/{_FOLDER}/drivers/{name}", content, "a driver of the operator's to install then")
+    for control_set in control_sets(hive):
+        key = rf"{control_set}\Services\{SERVICE}"
+        hive.set_dword(key, "Type", _OWN_PROCESS, why)
+        hive.set_dword(key, "Start", _AUTOMATIC, why)
+        hive.set_dword(key, "ErrorControl", _ERROR_IGNORED, why)
+        hive.set_text(key, "ImagePath", _COMMAND, why, EXPAND_SZ)
+        hive.set_text(key, "ObjectName", "LocalSystem", why)
+        hive.set_text(key, "DependOnService", "PlugPlay", why, MULTI_SZ)
+    if before == (len(draft.changes()), len(hive.changes)):
         return []
-    folder = find(files, _FOLDER)
-    if folder is None:
-        what = "our agent is not installed: nobody sets addresses or installs drivers at the first boot"
-        return (
-            [] if not job.addresses else [Finding("warn", what, "install the agent on the server, then take a point")]
-        )
-    content = json.dumps(job.document(), indent=1).encode()
-    draft.write(f"{folder}/{_JOB}", content, "what our agent does at the first boot on other hardware", mode=0o600)
-    return []
-
-
-def _address_step(address: Address) -> dict[str, Any]:
-    """Raises ValueError."""
-    interface = ipaddress.ip_interface(address.address)
-    if "/" not in address.address or address.card < 0:
-        raise ValueError(f"{address.address} of card {address.card} is no address with a prefix")
-    gateway = str(ipaddress.ip_address(address.gateway)) if address.gateway else None
-    dns = [str(ipaddress.ip_address(server)) for server in address.dns]
-    return {"do": "address", "card": address.card, "address": str(interface), "gateway": gateway, "dns": dns}
+    return [Finding("warn", "nothing tells from outside that Windows is up", repaired=True)]

@@ -6,7 +6,8 @@ from typing import Protocol
 
 from agent.protocol.errors import RecoveryError
 from recovery.repair.files import GuestFiles
-from recovery.repair.windows.hive import MAX_HIVE_BYTES, Hive
+from recovery.repair.windows.bins import MAX_HIVE_BYTES
+from recovery.repair.windows.hive import Hive
 from recovery.repair.windows.replay import MAX_LOG_BYTES, replay
 
 SYSTEM_HIVE = "/Windows/System32/config/SYSTEM"
@@ -73,7 +74,10 @@ def read_hive(files: GuestFiles, path: str) -> Hive | None:
         log = files.read(found, MAX_LOG_BYTES) if found else None
         if log:
             logs.append(log)
-    return Hive(path.rpartition("/")[2], replay(path.rpartition("/")[2], content, logs))
+    name = path.rpartition("/")[2]
+    hive = Hive(name, replay(name, content, logs))
+    hive.check()
+    return hive
 
 
 def is_program(content: bytes) -> bool:

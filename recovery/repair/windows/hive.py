@@ -3,8 +3,6 @@
 A guest's hive is not believed. Opening one checks the whole chain of bins and cells, and `walk` uses each cell once
 only, so that cycles, shared cells and lengths that lie end in one RecoveryError, after work in proportion to the
 file's size. What `walk` has passed is sound enough to be given to hivex, which writes (see edit.py).
-
-All offsets inside a hive are relative to the end of its base block (4096 bytes).
 """
 
 from __future__ import annotations
@@ -13,44 +11,21 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from agent.protocol.errors import RecoveryError
+from recovery.repair.windows.bins import Bins, CellMap, Used
 
-BASE_BLOCK_BYTES = 4096
-MAX_HIVE_BYTES = 128 << 20
-"""Reading takes up to ten times this as memory."""
+MAX_ENTRIES = 1 << 20
+"""Keys and values together; that of a large server has a fifth of it. Comparing two hives of so many takes 1 GiB."""
 MAX_DEPTH = 512
 _NONE = 0xFFFF_FFFF
-_BIN_BYTES = 4096
 _SEGMENT_BYTES = 16_344
 _INLINE = 0x8000_0000
 _ASCII_KEY_NAME, _ASCII_VALUE_NAME = 0x20, 0x01
 _KEY = struct.Struct("<2sHQ15I2H")
 _VALUE = struct.Struct("<2sHIIIHH")
-_LIST_ENTRY_BYTES = {b"li": 4, b"lf": 8, b"lh": 8, b"ri": 4}
-
-
-class DamagedHive(RecoveryError):
-    code = "damaged_hive"
-    default_hint = "nothing was changed; take another recovery point, and repair that"
 
 
 def join(parent: str, name: str) -> str:
     return f"{parent}\\{name}" if parent else name
-
-
-def checksum(base_block: bytes | bytearray | memoryview) -> int:
-    """The XOR of the first 127 words; 0 and all ones are never written."""
-    total = 0
-    for word in struct.unpack_from("<127I", base_block):
-        total ^= word
-    return {0: 1, _NONE: _NONE - 1}.get(total, total)
-
-
-def is_dirty(content: bytes | bytearray) -> bool:
-    """Was a write under way when this was last on a disk? Then the transaction logs hold part of it."""
-    primary, secondary = struct.unpack_from("<2I", content, 4)
-    stored: int = struct.unpack_from("<I", content, 508)[0]
-    return primary != secondary or stored != checksum(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,53 +59,29 @@ class Key:
         return mine == (other.name, other.flags, other.written, other.class_name, other.security)
 
 
-class CellMap:
-    """A set of cells, in one byte for each eight of the hive's."""
-
-    def __init__(self, size_bytes: int) -> None:
-        self._used = bytearray(size_bytes // 8 + 1)
-
-    def __contains__(self, offset: int) -> bool:
-        return bool(self._used[offset >> 3])
-
-    def add(self, offset: int) -> None:
-        self._used[offset >> 3] = 1
-
-
-Used = CellMap | set[int]
-"""Cells that were used so far: each may be used once."""
-
-
 class Hive:
     """A hive's content, clean (see replay.py for those that are not). `name` is for messages: "SYSTEM"."""
 
     def __init__(self, name: str, content: bytes) -> None:
         self.name = name
         self.content = content
-        if len(content) > MAX_HIVE_BYTES:
-            raise self._damaged(f"no system needs one of {len(content)} bytes")
-        if len(content) < BASE_BLOCK_BYTES + _BIN_BYTES or content[:4] != b"regf":
-            raise self._damaged("it does not begin as a hive does")
-        if is_dirty(content):
-            raise self._damaged("its last write was not finished, and its transaction logs were not replayed")
-        major, minor, kind, layout, root, self._size = struct.unpack_from("<6I", content, 20)
-        if major != 1 or not 3 <= minor <= 6 or kind != 0 or layout != 1:
-            raise self._damaged(f"format {major}.{minor}, type {kind}.{layout} is not known")
-        self._has_big_data = minor >= 4
-        if self._size % _BIN_BYTES or not 0 < self._size <= len(content) - BASE_BLOCK_BYTES:
-            raise self._damaged(f"it should hold {self._size} bytes of bins and does not")
-        self._bins = memoryview(content)[BASE_BLOCK_BYTES : BASE_BLOCK_BYTES + self._size]
-        self._starts = self._chain()
-        self.root = self._key(root, set())
+        self._bins = Bins(name, content)
+        self.root = self._key(self._bins.root, set())
+        self._is_checked = False
+        self._looked_into: dict[int, dict[str, Key]] = {}
 
     def key(self, path: str) -> Key | None:
         r"""The key at `Select\Current` and the like; letter case does not matter."""
-        found: Key | None = self.root
+        found = self.root
         for part in path.split("\\") if path else ():
-            if found is None:
+            children = self._looked_into.get(found.offset)
+            if children is None:
+                children = {child.name.upper(): child for child in self.subkeys(found)}
+                self._looked_into[found.offset] = children
+            child = children.get(part.upper())
+            if child is None:
                 return None
-            wanted = part.upper()
-            found = next((child for child in self.subkeys(found) if child.name.upper() == wanted), None)
+            found = child
         return found
 
     def value(self, path: str, name: str) -> Value | None:
@@ -143,22 +94,33 @@ class Hive:
         value = self.value(path, name)
         return int.from_bytes(value.data, "little") if value and value.type == 4 and len(value.data) == 4 else None
 
+    def check(self) -> None:
+        """See to it that all of the hive is sound. Raises DamagedHive."""
+        if not self._is_checked:
+            for _ in self.walk():
+                pass
+            self._is_checked = True
+
     def walk(self) -> Iterator[tuple[str, Key, list[Value], list[Key]]]:
         """(path, key, values, subkeys) of every key, each cell used once. Raises DamagedHive."""
         used = self.all_unused()
         pending = [("", self.root, 0)]  # (path of the parent, key, depth): paths can be long, keys many
+        count = 1
         while pending:
             parent, key, depth = pending.pop()
             path = join(parent, key.name) if depth else ""
+            count += key.subkey_count + key.value_count
+            if count > MAX_ENTRIES:
+                raise self._bins.damaged(f"no system needs one with more than {MAX_ENTRIES} keys and values")
             subkeys = self.subkeys(key, used)
             if subkeys and depth == MAX_DEPTH:
-                raise self._damaged(f"keys are nested more than {MAX_DEPTH} deep")
+                raise self._bins.damaged(f"keys are nested more than {MAX_DEPTH} deep")
             yield path, key, self.values(key, used), subkeys
             pending += [(path, child, depth + 1) for child in subkeys]
 
     def all_unused(self) -> CellMap:
         """To pass to subkeys() and values() of every key, from the root on, so that each cell is used once."""
-        used = CellMap(self._size)
+        used = CellMap(self._bins.size_bytes)
         used.add(self.root.offset)
         return used
 
@@ -166,30 +128,34 @@ class Hive:
         """As stored: in the order of their upper-case names, in a hive that Windows wrote."""
         if not key.subkey_count:
             return []
+        if key.subkey_count > MAX_ENTRIES:
+            raise self._bins.damaged(f"key {key.name!r} says that it has {key.subkey_count} subkeys")
         used = set() if used is None else used
-        kind, entries = self._list(key.subkey_list, used)
+        kind, entries = self._bins.entries(key.subkey_list, used)
         if kind == b"ri":
-            leaves = [self._list(leaf, used) for leaf in entries]
+            leaves = [self._bins.entries(leaf, used) for leaf in entries]
             if any(leaf_kind == b"ri" for leaf_kind, _ in leaves):
-                raise self._damaged(f"an index of indexes at {key.subkey_list:#x}")
+                raise self._bins.damaged(f"an index of indexes at {key.subkey_list:#x}")
             entries = [offset for _, leaf in leaves for offset in leaf]
         if len(entries) != key.subkey_count:
-            raise self._damaged(f"key {key.name!r} should have {key.subkey_count} subkeys and has {len(entries)}")
+            raise self._bins.damaged(f"key {key.name!r} should have {key.subkey_count} subkeys and has {len(entries)}")
         children = [self._key(offset, used) for offset in entries]
         if len({child.name.upper() for child in children}) != len(children):
-            raise self._damaged(f"two subkeys of {key.name!r} have one name")
+            raise self._bins.damaged(f"two subkeys of {key.name!r} have one name")
         if any(child.parent != key.offset for child in children):
-            raise self._damaged(f"a subkey of {key.name!r} belongs to another key")
+            raise self._bins.damaged(f"a subkey of {key.name!r} belongs to another key")
         return children
 
     def values(self, key: Key, used: Used | None = None) -> list[Value]:
         if not key.value_count:
             return []
+        if key.value_count > MAX_ENTRIES:
+            raise self._bins.damaged(f"key {key.name!r} says that it has {key.value_count} values")
         used = set() if used is None else used
-        listed = self._cell(key.value_list, 4 * key.value_count, used)
+        listed = self._bins.cell(key.value_list, 4 * key.value_count, used)
         values = [self._value(offset, used) for offset in struct.unpack_from(f"<{key.value_count}I", listed)]
         if len({value.name.upper() for value in values}) != len(values):
-            raise self._damaged(f"two values of {key.name!r} have one name")
+            raise self._bins.damaged(f"two values of {key.name!r} have one name")
         return values
 
     def is_ordered(self, key: Key) -> bool:
@@ -199,75 +165,35 @@ class Hive:
             return False
         if not names:
             return True
-        kind, entries = self._list(key.subkey_list, set())
+        kind, entries = self._bins.entries(key.subkey_list, set())
         hints: list[int] = []
         for leaf in entries if kind == b"ri" else [key.subkey_list]:
-            cell = self._cell(leaf, 4)
+            cell = self._bins.cell(leaf, 4)
             if bytes(cell[:2]) != b"lh":
                 return True
             count = int.from_bytes(cell[2:4], "little")
             hints += struct.unpack_from(f"<{2 * count}I", cell, 4)[1::2]
         return hints == [_hash(name) for name in names]
 
-    def _chain(self) -> bytearray:
-        """Check the chain of bins and the cells in each; marks (one byte for 8) where cells in use begin."""
-        starts = bytearray(self._size // 8 + 1)
-        at = 0
-        while at < self._size:
-            signature, offset, size = struct.unpack_from("<4s2I", self._bins, at)
-            if signature != b"hbin" or offset != at or size % _BIN_BYTES or not 0 < size <= self._size - at:
-                raise self._damaged(f"no bin at {at:#x}")
-            end, cell = at + size, at + 32
-            while cell < end:
-                length = int.from_bytes(self._bins[cell : cell + 4], "little", signed=True)
-                if not length or length % 8 or abs(length) > end - cell:
-                    raise self._damaged(f"a cell of {abs(length)} bytes at {cell:#x}")
-                if length < 0:
-                    starts[cell >> 3] = 1
-                cell += abs(length)
-            at = end
-        return starts
-
-    def _cell(self, offset: int, at_least: int, used: Used | None = None) -> memoryview:
-        """A cell's content; `used` makes sure that nothing else used it."""
-        if offset % 8 or offset >= self._size or not self._starts[offset >> 3]:
-            raise self._damaged(f"{offset:#x} is referred to and is no cell in use")
-        if used is not None:
-            if offset in used:
-                raise self._damaged(f"the cell at {offset:#x} is used twice")
-            used.add(offset)
-        length = -int.from_bytes(self._bins[offset : offset + 4], "little", signed=True)
-        if length - 4 < at_least:
-            raise self._damaged(f"the cell at {offset:#x} is too short")
-        return self._bins[offset + 4 : offset + length]
-
-    def _list(self, offset: int, used: Used) -> tuple[bytes, list[int]]:
-        cell = self._cell(offset, 4, used)
-        kind, count = bytes(cell[:2]), int.from_bytes(cell[2:4], "little")
-        width = _LIST_ENTRY_BYTES.get(kind)
-        if width is None or len(cell) < 4 + count * width:
-            raise self._damaged(f"no list of subkeys at {offset:#x}")
-        return kind, list(struct.unpack_from(f"<{count * width // 4}I", cell, 4)[:: width // 4])
-
     def _key(self, offset: int, used: Used) -> Key:
-        cell = self._cell(offset, _KEY.size, used)
+        cell = self._bins.cell(offset, _KEY.size, used)
         signature, flags, written, *numbers, name_bytes, class_bytes = _KEY.unpack_from(cell)
         _, parent, subkey_count, _, subkey_list, _, value_count, value_list, security, class_at, *largest = numbers
         if signature != b"nk" or len(cell) < _KEY.size + name_bytes:
-            raise self._damaged(f"no key at {offset:#x}")
+            raise self._bins.damaged(f"no key at {offset:#x}")
         name = self._name(cell[_KEY.size : _KEY.size + name_bytes], bool(flags & _ASCII_KEY_NAME))
         if "\\" in name:
-            raise self._damaged(f"a key has the name {name!r}")
+            raise self._bins.damaged(f"a key has the name {name!r}")
         descriptor = b""
         if security != _NONE:
-            header = self._cell(security, 20)  # shared by design: many keys, one descriptor
+            header = self._bins.cell(security, 20)  # shared by design: many keys, one descriptor
             size = int.from_bytes(header[16:20], "little")
             if bytes(header[:2]) != b"sk" or len(header) < 20 + size:
-                raise self._damaged(f"no security descriptor at {security:#x}")
+                raise self._bins.damaged(f"no security descriptor at {security:#x}")
             descriptor = bytes(header[20 : 20 + size]) if size <= 0xFFFF else b""
         class_name = b""
         if class_at != _NONE and class_bytes:
-            class_name = bytes(self._cell(class_at, class_bytes, used)[:class_bytes])
+            class_name = bytes(self._bins.cell(class_at, class_bytes, used)[:class_bytes])
         return Key(
             offset,
             parent,
@@ -284,45 +210,42 @@ class Hive:
         )
 
     def _value(self, offset: int, used: Used) -> Value:
-        cell = self._cell(offset, _VALUE.size, used)
+        cell = self._bins.cell(offset, _VALUE.size, used)
         signature, name_bytes, length, data_at, kind, flags, _ = _VALUE.unpack_from(cell)
         if signature != b"vk" or len(cell) < _VALUE.size + name_bytes:
-            raise self._damaged(f"no value at {offset:#x}")
+            raise self._bins.damaged(f"no value at {offset:#x}")
         name = self._name(cell[_VALUE.size : _VALUE.size + name_bytes], bool(flags & _ASCII_VALUE_NAME))
         if length & _INLINE:
             size = length & ~_INLINE
             if size > 4:
-                raise self._damaged(f"the value at {offset:#x} keeps {size} bytes in four")
+                raise self._bins.damaged(f"the value at {offset:#x} keeps {size} bytes in four")
             return Value(name, kind, bytes(cell[8 : 8 + size]))
         return Value(name, kind, self._data(data_at, length, used))
 
     def _data(self, offset: int, length: int, used: Used) -> bytes:
         if not length:
             return b""
-        if length <= _SEGMENT_BYTES or not self._has_big_data:
-            return bytes(self._cell(offset, length, used)[:length])
-        if length > self._size:
-            raise self._damaged(f"the data at {offset:#x} are larger than the hive")
-        header = self._cell(offset, 8, used)
+        if length <= _SEGMENT_BYTES or not self._bins.has_big_data:
+            return bytes(self._bins.cell(offset, length, used)[:length])
+        if length > self._bins.size_bytes:
+            raise self._bins.damaged(f"the data at {offset:#x} are larger than the hive")
+        header = self._bins.cell(offset, 8, used)
         signature, count, list_at = struct.unpack_from("<2sHI", header)
         if signature != b"db" or count != -(-length // _SEGMENT_BYTES):
-            raise self._damaged(f"the data at {offset:#x} are not in {-(-length // _SEGMENT_BYTES)} segments")
-        segments = struct.unpack_from(f"<{count}I", self._cell(list_at, 4 * count, used))
+            raise self._bins.damaged(f"the data at {offset:#x} are not in {-(-length // _SEGMENT_BYTES)} segments")
+        segments = struct.unpack_from(f"<{count}I", self._bins.cell(list_at, 4 * count, used))
         data = bytearray()
         for segment in segments:
             wanted = min(_SEGMENT_BYTES, length - len(data))
-            data += self._cell(segment, wanted, used)[:wanted]
+            data += self._bins.cell(segment, wanted, used)[:wanted]
         return bytes(data)
 
     def _name(self, raw: memoryview, ascii_name: bool) -> str:
         if ascii_name:
             return str(raw, "latin-1")
         if len(raw) % 2:
-            raise self._damaged("half a character in a name")
+            raise self._bins.damaged("half a character in a name")
         return str(raw, "utf-16-le", "surrogatepass")
-
-    def _damaged(self, what: str) -> DamagedHive:
-        return DamagedHive(f"the registry hive {self.name} is damaged: {what}")
 
 
 def _hash(name: str) -> int:

@@ -154,6 +154,8 @@ def undo(draft: HiveDraft, changes: Sequence[KeyChange]) -> tuple[list[str], lis
     for change in reversed(changes):
         name = join(change.key, change.value) if change.value is not None else change.key
         if change.value is None:
+            if draft.has_key(change.key) is change.before:
+                continue  # the guest took it back itself
             if change.before is True:
                 draft.add_key(change.key, why)
             elif draft.subkeys(change.key) or draft.values(change.key):
@@ -162,8 +164,11 @@ def undo(draft: HiveDraft, changes: Sequence[KeyChange]) -> tuple[list[str], lis
             else:
                 draft.remove_key(change.key, why)
         else:
-            now = draft.value(change.key, change.value)
-            if ((now.type, now.data) if now else None) != change.after:
+            found = draft.value(change.key, change.value)
+            now = (found.type, found.data) if found else None
+            if now == change.before:
+                continue
+            if now != change.after:
                 left.append(f"{draft.path}\\{name}: it was changed since")
                 continue
             if isinstance(change.before, tuple):

@@ -7,7 +7,7 @@ undo_keys(files, keys)                                  what was not changed sin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from agent.protocol.errors import RecoveryError
 from recovery.repair.draft import Draft
@@ -20,8 +20,7 @@ from recovery.repair.windows.guest import SYSTEM_HIVE, WindowsFiles, find, is_pr
 from recovery.repair.windows.hive import Hive
 from recovery.repair.windows.hivedraft import HiveDraft
 from recovery.repair.windows.hivedraft import undo as draft_undo
-
-_DRIVERS = "/Windows/System32/drivers"
+from recovery.repair.windows.supplied import NOTHING_SUPPLIED, Supplied
 
 
 def draft_repair(
@@ -31,15 +30,14 @@ def draft_repair(
     *,
     places: bcd.Places | None = None,
     data_volumes: bool = False,
-    supplied: Mapping[str, bytes] | None = None,
-    job: firstboot.Job | None = None,
+    supplied: Supplied = NOTHING_SUPPLIED,
 ) -> tuple[tuple[Finding, ...], tuple[KeyChange, ...]]:
     """Look at everything, draft what mends it; the changes of keys are returned, those of files are in the draft.
 
     `places`: where the boot configuration must point to, where known. `data_volumes`: there are disks beside the first.
-    `supplied`: driver files that the operator has for guests without one, by service ("viostor").
+    `supplied`: what there is for guests without a driver of their own.
     Raises RecoveryError for a replica that cannot be repaired (hibernated, a damaged hive, a dirty one without its
-    logs), UsageError for a `job` that makes no sense."""
+    logs)."""
     refuse_hibernated(files)
     draft_of_system = _open(files, SYSTEM_HIVE)
     if draft_of_system is None:
@@ -47,7 +45,7 @@ def draft_repair(
     if not drivers.control_sets(draft_of_system):
         raise RecoveryError("the registry hive SYSTEM names no control set to boot with", "take another recovery point")
     findings: list[Finding] = []
-    added = _supply(draft, files, target, supplied or {})
+    added = _supply(draft, files, target, supplied)
     findings += drivers.repair(
         draft_of_system, target.bus, lambda name: f"/windows/{name.lower()}" in added or _has(files, name)
     )
@@ -59,7 +57,7 @@ def draft_repair(
         findings.append(Finding("stop", "there is no boot configuration (BCD)", "bcdboot C:\\Windows, and a new point"))
     else:
         findings += bcd.repair(store, places)
-    findings += firstboot.repair(draft, files, job)
+    findings += firstboot.repair(draft, draft_of_system, _spelt(files, "/Windows"), supplied.packages)
     return tuple(findings), (*draft_of_system.changes, *(store.changes if store else ()))
 
 
@@ -112,17 +110,28 @@ def _has(files: GuestFiles, name: str) -> bool:
     return find(files, f"/Windows/{name}") is not None
 
 
-def _supply(draft: Draft, files: WindowsFiles, target: Target, supplied: Mapping[str, bytes]) -> set[str]:
+def _spelt(files: GuestFiles, path: str) -> str:
+    """A folder as the guest spells it: one that differs in case only would be another to our eyes, and make two of it
+    to Windows'. Raises RecoveryError without it."""
+    found = find(files, path)
+    if found is None:
+        raise RecoveryError(f"the replica has no folder {path}", "take another recovery point")
+    return found
+
+
+def _supply(draft: Draft, files: WindowsFiles, target: Target, supplied: Supplied) -> set[str]:
     """Draft the operator's driver for this bus, where the guest has none that would do; its path, in lower case."""
     names = [driver.service for driver in drivers.DRIVERS[target.bus]]
     if any(_has(files, f"System32/drivers/{name}.sys") for name in names):
         return set()
     for name in names:
-        if name in supplied:
-            if not is_program(supplied[name]):
+        content = supplied.disk_driver(name)
+        if content is not None:
+            if not is_program(content):
                 raise RecoveryError(
                     f"the driver {name} that was supplied is no 64-bit Windows driver", "supply another"
                 )
-            draft.write(f"{_DRIVERS}/{name}.sys", supplied[name], f"the operator's driver for {target.bus} disks")
-            return {f"{_DRIVERS}/{name}.sys".lower()}
+            path = f"{_spelt(files, '/Windows/System32/drivers')}/{name}.sys"
+            draft.write(path, content, f"the operator's driver for {target.bus} disks")
+            return {path.lower()}
     return set()

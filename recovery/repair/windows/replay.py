@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from agent.protocol.errors import RecoveryError
-from recovery.repair.windows.hive import BASE_BLOCK_BYTES, MAX_HIVE_BYTES, DamagedHive, checksum, is_dirty
+from recovery.repair.windows.bins import BASE_BLOCK_BYTES, MAX_HIVE_BYTES, DamagedHive, checksum, is_dirty
 
 MAX_LOG_BYTES = 64 << 20
 _SECTOR_BYTES = 512

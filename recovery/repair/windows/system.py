@@ -77,13 +77,13 @@ def _look(worker: Worker, filesystem: Filesystem) -> _Seen:
     except CommandFailed:
         return _Seen(False, False, b"")  # not every volume is needed; without a Windows, the caller says what was there
     try:
-        windows, manager, hibernation = (
+        windows, manager = (
             worker.shell(f"ls -d {_LOOK}{any_case(path)} 2>/dev/null || true")
-            for path in (SYSTEM_HIVE, _BIOS_BOOT_MANAGER, HIBERNATION)
+            for path in (SYSTEM_HIVE, _BIOS_BOOT_MANAGER)
         )
-        header = b""
-        if hibernation:
-            header = worker.shell(f"head -c {HIBERNATION_HEADER_BYTES} {_LOOK}{any_case(HIBERNATION)}")
+        # a pipe would be waited for, and a link lead out of the volume
+        only_a_file = f'for found in {_LOOK}{any_case(HIBERNATION)}; do [ -f "$found" ] && [ ! -L "$found" ] && '
+        header = worker.shell(f'{only_a_file} head -c {HIBERNATION_HEADER_BYTES} "$found"; done; true')
         return _Seen(bool(windows), bool(manager), header)
     finally:
         worker.run("umount", _LOOK)

@@ -17,6 +17,7 @@ from recovery.repair.job import BootRepair
 from recovery.repair.record import RepairRecord
 from recovery.repair.repair import repair, undo
 from recovery.repair.target import Bus, Firmware, Target
+from recovery.repair.windows.supplied import DriverFolder
 from recovery.runs import Run, RunKind, Step
 from recovery.sites.contract import VolumeKey
 from recovery.sites.local import LocalSite
@@ -146,7 +147,7 @@ def test_a_drill_repairs_its_own_copy_and_the_point_stays_as_it_is(
                 clock=SystemClock(),
                 interrupt=threading.Event(),
                 say=lambda text: None,
-                repairer=BootRepair(tmp_path / "repairs", lambda: "tcg"),
+                repairer=BootRepair(tmp_path / "repairs", lambda: "tcg", DriverFolder(tmp_path / "drivers")),
             )
             step.result = ACTIONS[step.action](context)
         assert "repaired, because" in steps[0].result["note"]

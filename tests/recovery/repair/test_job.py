@@ -9,9 +9,12 @@ import pytest
 
 from agent.protocol.errors import RecoveryError, SiteError
 from recovery.actions import RepairJob
+from recovery.repair import worker_image
 from recovery.repair.job import DIFF, BootRepair, _note
 from recovery.repair.record import FileChange, Finding, RepairRecord
 from recovery.repair.target import Bus
+from recovery.repair.windows import edit
+from recovery.repair.windows.supplied import DriverFolder
 from tests.recovery.repair.images import overlay
 from tests.recovery.repair.test_repair import make_disk, make_tree, needs_tools
 
@@ -28,7 +31,7 @@ def test_what_cannot_be_repaired_fails_the_step_and_what_could_be_is_kept_for_re
     worker_parts: None, tmp_path: Path
 ) -> None:
     point = make_disk(make_tree(tmp_path / "tree"), tmp_path / "point.raw")
-    step = BootRepair(tmp_path / "repairs", lambda: "tcg", Bus.AHCI)
+    step = BootRepair(tmp_path / "repairs", lambda: "tcg", DriverFolder(tmp_path / "drivers"), Bus.AHCI)
     with pytest.raises(RecoveryError, match=r"web 01 \(Small.*Linux.*, ext4\): kernel .* has no driver ahci"):
         step(job(overlay(point, tmp_path / "volume.qcow2")))
     record = step.record("run-1", "web01")
@@ -45,7 +48,7 @@ def test_a_repair_that_is_stopped_leaves_no_scratch_no_record_and_the_volume_as_
     point = make_disk(make_tree(tmp_path / "tree"), tmp_path / "point.raw")
     volume = overlay(point, tmp_path / "volume.qcow2")
     before = volume.read_bytes()
-    repairs = BootRepair(tmp_path / "repairs", lambda: "tcg")
+    repairs = BootRepair(tmp_path / "repairs", lambda: "tcg", DriverFolder(tmp_path / "drivers"))
     with pytest.raises(RecoveryError, match="was stopped"):
         repairs(dataclasses.replace(job(volume), stopped=lambda: True))
     assert volume.read_bytes() == before
@@ -62,11 +65,24 @@ def test_a_step_says_what_was_repaired_and_why_or_that_nothing_was() -> None:
     assert _note(mended) == "Debian 12, ext4: repaired, because its archive lacks nvme"
 
 
+def test_packages_that_a_windows_needs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repairs = BootRepair(tmp_path, lambda: "tcg", DriverFolder(tmp_path / "drivers"))
+    for name in ("bin/ntfs-3g", "bin/ntfs-3g.probe", "bin/ntfsrecover"):
+        assert "ntfs-3g" in repairs.missing_packages()
+        monkeypatch.setenv(worker_image.ENVIRONMENT, str(tmp_path))
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert "ntfs-3g" not in repairs.missing_packages()
+    monkeypatch.setattr(edit, "_PYTHON", str(tmp_path / "no-python"))
+    assert repairs.missing_packages() == ["python3-hivex"]
+
+
 def test_undoing_what_was_never_repaired_does_nothing_and_says_so(tmp_path: Path) -> None:
-    undone = BootRepair(tmp_path, lambda: "tcg").undo(job(tmp_path / "volume.qcow2"))
+    repairs = BootRepair(tmp_path, lambda: "tcg", DriverFolder(tmp_path / "drivers"))
+    undone = repairs.undo(job(tmp_path / "volume.qcow2"))
     assert undone == {"note": "0 changes of the boot repair were taken back", "undone": [], "left": []}
 
 
 def test_a_name_that_would_lead_elsewhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="cannot name a server"):
-        BootRepair(tmp_path, lambda: "tcg").record("run-1", "../../etc")
+        BootRepair(tmp_path, lambda: "tcg", DriverFolder(tmp_path / "drivers")).record("run-1", "../../etc")

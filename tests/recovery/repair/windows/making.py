@@ -7,7 +7,8 @@ import lzma
 import struct
 from pathlib import Path
 
-from recovery.repair.windows.hive import Hive, checksum
+from recovery.repair.windows.bins import checksum
+from recovery.repair.windows.hive import Hive
 from recovery.repair.windows.hivedraft import HiveDraft
 from recovery.repair.windows.replay import marvin32
 

@@ -9,8 +9,9 @@ import pytest
 from agent.protocol.errors import RecoveryError, ToolMissing
 from recovery.repair.record import KeyChange
 from recovery.repair.windows import edit
+from recovery.repair.windows.bins import DamagedHive
 from recovery.repair.windows.edit import apply, difference
-from recovery.repair.windows.hive import DamagedHive, Hive
+from recovery.repair.windows.hive import Hive
 from tests.recovery.repair.windows.making import hive_with, sealed, small_hive
 
 pytestmark = pytest.mark.usefixtures("hivex")

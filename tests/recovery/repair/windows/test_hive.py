@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recovery.repair.windows import hive as module
-from recovery.repair.windows.hive import DamagedHive, Hive, checksum, is_dirty
+from recovery.repair.windows.bins import DamagedHive, checksum, is_dirty
+from recovery.repair.windows.hive import Hive
 from tests.recovery.repair.windows.making import PAGE, headed, hive_with, sealed, small_hive
 
 _DUMP = """
@@ -179,3 +180,15 @@ def test_references_that_point_anywhere_are_read_or_refused(sample: bytes) -> No
         content = bytearray(sample)
         struct.pack_into("<I", content, at, struct.unpack_from("<I", sample, PAGE + 28 + 36)[0] + 8 * (at % 61))
         _read_all(bytes(content))
+
+
+def test_a_hive_with_more_keys_and_values_than_a_system_has_is_refused(
+    sample: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(Hive("TEST", sample).walk())
+    monkeypatch.setattr(module, "MAX_ENTRIES", 60)
+    with pytest.raises(DamagedHive, match="more than 60 keys and values"):
+        Hive("TEST", sample).check()
+    monkeypatch.setattr(module, "MAX_ENTRIES", 6)
+    with pytest.raises(DamagedHive, match="says that it has"):
+        Hive("TEST", sample).key(r"Key 0\Sub 0")

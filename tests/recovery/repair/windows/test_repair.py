@@ -1,20 +1,19 @@
 from __future__ import annotations
 
-import json
-import uuid
 from pathlib import Path
 
 import pytest
 
-from agent.protocol.errors import RecoveryError, UsageError
+from agent.protocol.errors import RecoveryError
 from recovery.repair.draft import Draft
 from recovery.repair.record import Finding, KeyChange, RepairRecord, load, save
 from recovery.repair.target import Bus, Firmware, Target
 from recovery.repair.windows.edit import difference
-from recovery.repair.windows.firstboot import Address, Job
+from recovery.repair.windows.firstboot import SERVICE
 from recovery.repair.windows.hive import Hive
 from recovery.repair.windows.hivedraft import HiveDraft
 from recovery.repair.windows.repair import draft_repair, undo_keys, write_keys
+from recovery.repair.windows.supplied import Supplied
 from tests.recovery.repair.windows.making import (
     MemoryFiles,
     changed_pages,
@@ -35,6 +34,7 @@ NVME = Target(bus=Bus.NVME, firmware=Firmware.UEFI)
 VIRTIO = Target(bus=Bus.VIRTIO, firmware=Firmware.UEFI)
 MANAGER = "esp:/EFI/Microsoft/Boot/bootmgfw.efi"
 CS = "ControlSet001"
+FIRST_BOOT = "/Windows/Understudy/first-boot.cmd"
 
 
 def guest(system: bytes, **more: bytes) -> MemoryFiles:
@@ -73,11 +73,11 @@ def repair(
 def test_a_real_windows_10_is_repaired_for_nvme_and_differs_in_nothing_else(windows_10: Hive) -> None:
     files = guest(windows_10.content)
     findings, keys = repair(files)
-    assert [finding.repaired for finding in findings] == [True]
+    assert [(finding.level, finding.repaired) for finding in findings] == [("stop", True), ("warn", True)]
     assert set(difference(windows_10, Hive("SYSTEM", files.contents[SYSTEM]))) == {
         (change.key, change.value) for change in keys
     }
-    assert files.written == [SYSTEM]
+    assert files.written == [FIRST_BOOT, SYSTEM]
 
 
 def test_a_repaired_windows_is_left_alone() -> None:
@@ -104,7 +104,7 @@ def test_undo_leaves_what_was_changed_since() -> None:
     since = KeyChange(hive=SYSTEM, key=key, value="Start", before=(4, bytes(4)), after=(4, b"\4\0\0\0"))
     write_keys(files, [since])
     undone, left = undo_keys(files, keys)
-    assert undone == []
+    assert all(SERVICE in name for name in undone)
     assert left == [rf"{SYSTEM}\{key}\Start: it was changed since"]
     assert Hive("SYSTEM", files.contents[SYSTEM]).dword(key, "Start") == 4
 
@@ -138,6 +138,18 @@ def test_a_dirty_hive_without_its_logs_is_refused_and_stays_as_it_is() -> None:
     assert files.written == []
 
 
+def test_undo_leaves_no_word_of_what_the_guest_took_back_itself() -> None:
+    files = guest(small_system())
+    before = Hive("SYSTEM", files.contents[SYSTEM])
+    _, keys = repair(files)
+    service = [change for change in keys if SERVICE in change.key]
+    undo_keys(files, service)  # as the service removes itself
+    undone, left = undo_keys(files, keys)
+    assert not [name for name in undone if SERVICE in name]
+    assert left == []
+    assert difference(before, Hive("SYSTEM", files.contents[SYSTEM])) == {}
+
+
 @pytest.mark.parametrize("header", [b"hibr", b"HIBR", b"rstr", b"RSTR", b"what"])
 def test_a_windows_that_sleeps_is_refused(header: bytes) -> None:
     files = guest(small_system(), **{"/hiberfil.sys": header + bytes(9000)})
@@ -163,7 +175,21 @@ def test_names_are_found_whatever_their_case() -> None:
         }
     )
     repair(files)
-    assert files.written == ["/WINDOWS/system32/CONFIG/system"]
+    assert files.written == ["/WINDOWS/Understudy/first-boot.cmd", "/WINDOWS/system32/CONFIG/system"]
+
+
+def test_a_driver_is_put_into_the_folder_that_is_there_whatever_its_case() -> None:
+    files = MemoryFiles(
+        {
+            "/WINDOWS/system32/CONFIG/system": small_system(),
+            "/WINDOWS/system32/DRIVERS/disk.sys": program(),
+            BCD: store().result().content,
+            "esp:/EFI/Boot/bootx64.efi": program(),
+        }
+    )
+    repair(files, VIRTIO, supplied=Supplied({"viostor.sys": program(b"theirs")}))
+    assert files.contents["/WINDOWS/system32/DRIVERS/viostor.sys"] == program(b"theirs")
+    assert not [path for path in files.contents if path.startswith("/Windows")]
 
 
 def test_a_name_that_is_there_in_two_spellings_is_refused() -> None:
@@ -177,25 +203,25 @@ def test_the_boot_manager_is_put_where_every_firmware_looks() -> None:
     del files.contents["esp:/EFI/Boot/bootx64.efi"]
     findings, keys = repair(files)
     assert files.contents["esp:/EFI/Boot/bootx64.efi"] == files.contents[MANAGER]
-    assert [finding.repaired for finding in findings] == [True]
-    assert keys == ()
+    assert [(finding.level, finding.repaired) for finding in findings] == [("stop", True), ("warn", True)]
+    assert {change.key for change in keys} == {rf"{CS}\Services\{SERVICE}"}
 
 
 def test_an_efi_partition_without_a_boot_manager_cannot_be_mended() -> None:
     files = guest(small_system(0), **{MANAGER: b"no program"})
     del files.contents["esp:/EFI/Boot/bootx64.efi"]
     findings, _ = repair(files)
-    assert [(finding.level, finding.repaired) for finding in findings] == [("stop", False)]
+    assert [(finding.level, finding.repaired) for finding in findings] == [("stop", False), ("warn", True)]
 
 
 def test_a_windows_for_uefi_is_not_booted_by_a_bios() -> None:
     findings, _ = repair(guest(small_system(0)), Target(bus=Bus.NVME, firmware=Firmware.BIOS))
-    assert [finding.way_out for finding in findings] == ["boot it with UEFI"]
+    assert [finding.way_out for finding in findings if not finding.repaired] == ["boot it with UEFI"]
 
 
 def test_the_operators_driver_is_put_into_a_windows_without_one() -> None:
     files = guest(small_system())
-    findings, keys = repair(files, VIRTIO, supplied={"viostor": program(b"theirs")})
+    findings, keys = repair(files, VIRTIO, supplied=Supplied({"viostor.sys": program(b"theirs")}))
     assert files.contents["/Windows/System32/drivers/viostor.sys"] == program(b"theirs")
     assert any(change.key == rf"{CS}\Services\viostor" for change in keys)
     assert all(finding.repaired for finding in findings)
@@ -204,38 +230,8 @@ def test_the_operators_driver_is_put_into_a_windows_without_one() -> None:
 def test_what_is_no_driver_is_not_put_into_windows() -> None:
     files = guest(small_system())
     with pytest.raises(RecoveryError, match="no 64-bit Windows driver"):
-        repair(files, VIRTIO, supplied={"viostor": b"MZ"})
+        repair(files, VIRTIO, supplied=Supplied({"viostor.sys": b"MZ"}))
     assert files.written == []
-
-
-def test_the_first_boots_job_is_left_for_our_agent() -> None:
-    files = guest(small_system(0), **{"/ProgramData/Understudy/agent.json": b"{}"})
-    addresses = [Address(card=0, address="10.0.0.5/24", gateway="10.0.0.1", dns=["10.0.0.2"])]
-    repair(files, job=Job(run_id="r1", machine_id=str(uuid.UUID(int=5)), addresses=addresses))
-    job = json.loads(files.contents["/ProgramData/Understudy/first-boot.json"])
-    assert (job["version"], job["run"], job["machine"]) == (1, "r1", str(uuid.UUID(int=5)))
-    assert [step["do"] for step in job["steps"]] == ["drivers", "disks-online", "address"]
-    assert job["steps"][2] | {} == {
-        "do": "address",
-        "card": 0,
-        "address": "10.0.0.5/24",
-        "gateway": "10.0.0.1",
-        "dns": ["10.0.0.2"],
-    }
-
-
-def test_static_addresses_without_our_agent_are_a_warning() -> None:
-    job = Job(run_id="r1", machine_id=str(uuid.UUID(int=5)), addresses=[Address(card=0, address="10.0.0.5/24")])
-    findings, _ = repair(guest(small_system(0)), job=job)
-    assert [(finding.level, finding.repaired) for finding in findings] == [("warn", False)]
-
-
-@pytest.mark.parametrize("address", ["10.0.0.5", "10.0.0.5/99", "calc.exe", "10.0.0.5/24; format c:"])
-def test_what_is_no_address_never_gets_into_a_job(address: str) -> None:
-    files = guest(small_system(0), **{"/ProgramData/Understudy/agent.json": b"{}"})
-    job = Job(run_id="r1", machine_id=str(uuid.UUID(int=5)), addresses=[Address(card=0, address=address)])
-    with pytest.raises(UsageError, match="correct the plan"):
-        repair(files, job=job)
 
 
 def test_the_record_keeps_keys_and_shows_them(tmp_path: Path) -> None:
@@ -243,5 +239,6 @@ def test_the_record_keeps_keys_and_shows_them(tmp_path: Path) -> None:
     record = RepairRecord(system="Windows", target=str(NVME), findings=findings, changes=keys)
     save(record, tmp_path / "record")
     assert load(tmp_path / "record") == record
-    assert rf"-{SYSTEM}\{CS}\Services\stornvme\Start = type 4: 03000000" in record.diff()
-    assert rf"+{SYSTEM}\{CS}\Services\stornvme\Start = type 4: 00000000" in record.diff()
+    assert rf"-{SYSTEM}\{CS}\Services\stornvme\Start = REG_DWORD 3" in record.diff()
+    assert rf"+{SYSTEM}\{CS}\Services\stornvme\Start = REG_DWORD 0" in record.diff()
+    assert rf"{SERVICE}\DependOnService = REG_MULTI_SZ 'PlugPlay'" in record.diff()

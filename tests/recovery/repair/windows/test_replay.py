@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.protocol.errors import RecoveryError
+from recovery.repair.windows.bins import checksum, is_dirty
 from recovery.repair.windows.edit import difference
-from recovery.repair.windows.hive import Hive, checksum, is_dirty
+from recovery.repair.windows.hive import Hive
 from recovery.repair.windows.replay import marvin32, replay
 from tests.recovery.repair.windows.making import (
     PAGE,

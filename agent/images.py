@@ -1,0 +1,63 @@
+"""What the inventory says of a server whose boot disk is an image file: that disk's firmware and system, as far as its
+partition table and first bytes tell. This machine's own answers would be about the wrong machine.
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+_SECTOR_BYTES = 512
+_MAX_PARTITIONS = 128
+_MIN_ENTRY_BYTES = 128
+_EFI = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b").bytes_le
+_BIOS_BOOT = uuid.UUID("21686148-6449-6e6f-744e-656564454649").bytes_le
+_DOS_EFI = b"\xef"
+
+
+def describe_image(paths: Sequence[str]) -> dict[str, Any]:
+    """For a boot disk (the first path) that is an image file: what replaces the inventory's `os`, `boot_mode`,
+    `boot_findings`, `boots_on` and `boot_files`. Empty for a device, and for none. Never raises."""
+    try:
+        if not paths or not Path(paths[0]).is_file():
+            return {}
+        with open(paths[0], "rb") as image:
+            partitions = [(kind, _at(image, start)) for kind, start in _partitions(_at(image, 0), image)]
+    except OSError:
+        return {}
+    kinds = {kind for kind, _ in partitions}
+    is_uefi = bool(kinds & {_EFI, _DOS_EFI}) and _BIOS_BOOT not in kinds
+    is_windows = any(head[3:11] == b"NTFS    " for _, head in partitions)
+    return {
+        "os": "Windows" if is_windows else "an image file",
+        "boot_mode": "uefi" if is_uefi else "bios",
+        "boot_findings": [],
+        "boots_on": [],
+        "boot_files": None,
+    }
+
+
+def _at(image: Any, offset: int) -> bytes:
+    image.seek(offset)
+    return bytes(image.read(_SECTOR_BYTES))
+
+
+def _partitions(first_sector: bytes, image: Any) -> Iterator[tuple[bytes, int]]:
+    """(type, where it begins in bytes) of each in a GPT, else a DOS table; a type of one byte is a DOS table's."""
+    header = _at(image, _SECTOR_BYTES)
+    if header[:8] == b"EFI PART":
+        table, count, size = struct.unpack_from("<QII", header, 72)
+        for number in range(min(count, _MAX_PARTITIONS) if _MIN_ENTRY_BYTES <= size <= _SECTOR_BYTES else 0):
+            place = table * _SECTOR_BYTES + number * size
+            entry = _at(image, place) if place < 1 << 62 else b""
+            start = int.from_bytes(entry[32:40], "little") * _SECTOR_BYTES
+            if len(entry) >= 40 and any(entry[:16]) and start < 1 << 62:
+                yield entry[:16], start
+    elif first_sector[510:512] == b"\x55\xaa":
+        for number in range(4):
+            entry = first_sector[446 + 16 * number : 462 + 16 * number]
+            if entry[4]:
+                yield entry[4:5], int.from_bytes(entry[8:12], "little") * _SECTOR_BYTES
