@@ -20,13 +20,12 @@ from agent.pacing.rate import Limit
 from agent.pacing.settings import Settings, load, save
 from tests.faults.harness import Ledger, Service, enrolled, sum_of
 from tests.faults.images import BLOCK, change_image, make_image, resize_image
-from tests.faults.power import LoggedDisk, filesystem
+from tests.faults.power import FILESYSTEMS, LoggedDisk, filesystem
 from tests.seeds import seeded
 from tests.service.receiver.verify.rot import flip, place_of
 
 KEEP = 2
 CUTS = int(os.environ.get("UNDERSTUDY_CUTS", "24"))
-FILESYSTEMS = {"ext4": ("mkfs.ext4", "-q", "-E", "nodiscard"), "xfs": ("mkfs.xfs", "-q", "-K")}
 
 pytestmark = [
     pytest.mark.long,
