@@ -237,7 +237,10 @@ class PointArchive:
         return self._site.open_snapshot(VolumeKey(manifest.server_id, index), manifest.point.id)
 
     def _read(self, server_id: str, name: str) -> Manifest:
-        return self._unsealed(self._site.read_document(server_id, name), name)
+        manifest = self._unsealed(self._site.read_document(server_id, name), name)
+        if (manifest.server_id, manifest.point.id) != (server_id, owner_of(name)):
+            raise StorageError(f"{name}: it is the manifest of point {manifest.point.id} of {manifest.server_id}")
+        return manifest
 
     def _unsealed(self, document: bytes, name: str) -> Manifest:
         try:

@@ -22,6 +22,7 @@ from tests.faults.harness import loop_device, mounted
 from tests.patience import PATIENCE_SECONDS
 
 DISK_BYTES = 2 << 30
+FILESYSTEMS = {"ext4": ("mkfs.ext4", "-q", "-E", "nodiscard"), "xfs": ("mkfs.xfs", "-q", "-K")}
 _SUPER = struct.Struct("<QQQI")
 _ENTRY = struct.Struct("<QQQQ")  # sector, sectors, flags, bytes of data
 _MAGIC = 0x6A736677736872

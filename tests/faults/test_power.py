@@ -20,13 +20,12 @@ from agent.pacing.rate import Limit
 from agent.pacing.settings import Settings, load, save
 from tests.faults.harness import Ledger, Service, enrolled, sum_of
 from tests.faults.images import BLOCK, change_image, make_image, resize_image
-from tests.faults.power import LoggedDisk, filesystem
+from tests.faults.power import FILESYSTEMS, LoggedDisk, filesystem
 from tests.seeds import seeded
 from tests.service.receiver.verify.rot import flip, place_of
 
 KEEP = 2
 CUTS = int(os.environ.get("UNDERSTUDY_CUTS", "24"))
-FILESYSTEMS = {"ext4": ("mkfs.ext4", "-q", "-E", "nodiscard"), "xfs": ("mkfs.xfs", "-q", "-K")}
 
 pytestmark = [
     pytest.mark.long,
@@ -90,6 +89,8 @@ class World:
         self.disk.cut(at, self.rng, image)
         with filesystem(image, self.folder / "mount"):
             again = Service(self.folder / "mount", "--keep", str(KEEP), port=self.service.port)
+            if (marker := again.data / "dedupe" / "open").exists():
+                marker.write_text("the boot before")  # this machine has not been started again
             again.start()
             try:
                 yield again
@@ -113,8 +114,8 @@ class World:
         assert newest in (len(told) - 1, len(told)), f"listed {listed}, reported {told}"
         assert listed == made[newest + 1 - len(listed) : newest + 1]
         assert len(listed) >= min(KEEP, newest + 1), f"listed {listed}, reported {told}"
-        assert service.ask("verify", "--all").code == 0
-        for point in listed:
+        for point in listed[-KEEP:]:  # what is older goes at any moment
+            assert service.ask("verify", point).code == 0
             self.holds(service, point, self.ledger.sums[point])
 
     def holds(self, service: Service, point: str, sums: list[str]) -> None:
@@ -123,9 +124,12 @@ class World:
 
     def goes_on(self, service: Service) -> None:
         """The next push makes a point of what the server has now."""
+        before = [point["id"] for point in service.points("web01")][: KEEP - 1]
         point = str(self.agent.push().document["point"])
         assert service.ask("verify", point).code == 0
         self.holds(service, point, [sum_of(image) for image in self.images])
+        for older in before:
+            self.holds(service, older, self.ledger.sums[older])
 
 
 @pytest.fixture(params=sorted(FILESYSTEMS))

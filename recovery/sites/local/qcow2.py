@@ -140,7 +140,9 @@ def _extent(entry: dict[str, Any]) -> Extent:
 
 
 def complaints(path: Path) -> list[str]:
-    """What `qemu-img check` finds wrong with this one file's own structures; space that is merely lost is nothing."""
+    """What `qemu-img check` finds wrong with this one file's own structures; space that is merely lost is nothing.
+
+    Raises StorageError where it was killed, which says nothing about the file."""
     done = subprocess.run(
         [tool(QEMU_IMG), "check", "-U", "--output=json", f"json:{json.dumps(_alone(path))}"],
         capture_output=True,
@@ -148,6 +150,8 @@ def complaints(path: Path) -> list[str]:
         errors="replace",  # it quotes names from a file that may be damaged
         check=False,
     )
+    if done.returncode < 0:
+        raise StorageError(f"{path}: qemu-img was killed by signal {-done.returncode}", "see if memory runs short")
     try:
         found = json.loads(done.stdout)
     except ValueError:

@@ -75,6 +75,16 @@ def test_a_manifest_signed_by_another_service_is_refused(bench: Bench, pusher: P
         unsealed(sealed(manifest, Ed25519PrivateKey.generate()), bench.key.public_key())
 
 
+def test_a_manifest_in_the_place_of_another_is_not_used(bench: Bench, pusher: Pusher) -> None:
+    made = series(pusher, 3)
+    replayed = bench.site.read_document(SERVER.id, f"{made[0][0]}.json")
+    bench.site.write_document(SERVER.id, f"{made[1][0]}.json", replayed)
+    bench.restart()
+    assert [point.id for point in bench.rows.newest_first(SERVER.id)] == [made[2][0], made[0][0]]
+    with pytest.raises(StorageError, match=made[0][0]):
+        bench.archive.manifest(SERVER.id, made[1][0])
+
+
 def test_a_pull_gets_exactly_the_blocks_that_differ(bench: Bench, pusher: Pusher) -> None:
     old, new = make_image(20, seed=0), changed(make_image(20, seed=0), seed=1)
     point = pusher.push(new)

@@ -69,21 +69,33 @@ def working_below(root: Path) -> list[int]:
 
 
 def build_chain(root: Path, rng: random.Random, points: int) -> tuple[dict[str, bytes], bytes]:
-    """A volume with many points of different sizes and a head; returns what each holds, and the head."""
+    """A volume that shrinks and grows from point to point, and a head; returns what each holds, and the head."""
     site = LocalSite(root, accel="tcg")
     held = {}
     for number in range(points):
-        size = VOLUME_BYTES - rng.randrange(8) * 512 * 1000
-        parts = []
+        size = size_of(rng)
+        site.make_volume(KEY, size)
+        io = site.open_volume(KEY)
         for _ in range(4):
-            length = rng.randrange(1, 3 << 20)
-            parts.append((rng.randrange(size - length), rng.randbytes(length)))
-        make_point(site, KEY, f"p{number}", *parts, size=size)
+            length = rng.randrange(1, min(3 << 20, size))
+            offset = rng.randrange(size - length)
+            if rng.random() < 0.25:
+                io.zero(offset, length)
+            else:
+                io.write(offset, rng.randbytes(length))
+        io.flush()
+        io.close()
+        site.snapshot(KEY, f"p{number}")
         held[f"p{number}"] = content(site, KEY, f"p{number}")
-    site.make_volume(KEY, VOLUME_BYTES)
+    site.make_volume(KEY, size_of(rng))
     head = content(site, KEY)
     site.close()
     return held, head
+
+
+def size_of(rng: random.Random) -> int:
+    """A little smaller than the largest, or much."""
+    return VOLUME_BYTES - rng.randrange(8) * 512 * 1000 if rng.random() < 0.6 else rng.randrange(8, 40_000) * 512
 
 
 def kill_in_the_middle_of_deletes(tmp_path: Path, seed: int) -> None:
@@ -92,7 +104,7 @@ def kill_in_the_middle_of_deletes(tmp_path: Path, seed: int) -> None:
     held, head = build_chain(root, rng, points=5)
     doomed = rng.sample(sorted(held), 3)
     process = service(DELETES, root, *doomed)
-    time.sleep(rng.random() * 0.25)
+    time.sleep(rng.random() * rng.choice([0.25, 0.25, 1.5]))
     kill(process)
 
     site = LocalSite(root, accel="tcg")
