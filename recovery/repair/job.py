@@ -23,8 +23,9 @@ DIFF = "repair.diff"
 class BootRepair:
     """recovery.actions.Repairer of a site whose instances' volumes are qcow2 files on this machine.
 
-    Records lie in `folder`/RUN/SERVER: repair.json with all that `undo` needs, repair.diff for people. `accel` gives
-    kvm or tcg when a worker starts; `drivers` are the administrator's, for guests without their own."""
+    Records lie in `folder`/RUN/SERVER (of a copy: RUN/INSTANCE): repair.json with all that `undo` needs, repair.diff
+    for people. `accel` gives kvm or tcg when a worker starts; `drivers` are the administrator's, for guests without
+    their own."""
 
     def __init__(self, folder: Path, accel: Callable[[], str], drivers: DriverFolder, bus: Bus = Bus.VIRTIO) -> None:
         self._folder = folder
@@ -33,7 +34,7 @@ class BootRepair:
         self._bus = bus
 
     def __call__(self, job: RepairJob) -> dict[str, Any]:
-        folder = self.folder(job.run_id, job.server_id)
+        folder = self.folder(job.run_id, job.record or job.server_id)
         with storage_errors(f"begin the boot repair of {job.server} anew"):
             # the volumes are as they were made: a record of changes to their predecessors tells nothing of them
             shutil.rmtree(folder, ignore_errors=True)
@@ -44,6 +45,7 @@ class BootRepair:
             folder,
             sources=job.sources,
             supplied=self._drivers.of(job.server),
+            renew=job.renew,
             accel=self._accel(),
             stopped=job.stopped,
         )
@@ -56,7 +58,7 @@ class BootRepair:
 
     def undo(self, job: RepairJob) -> dict[str, Any]:
         """For a failback, after the instance has stopped and before its last point."""
-        folder = self.folder(job.run_id, job.server_id)
+        folder = self.folder(job.run_id, job.record or job.server_id)
         volumes = [Path(volume) for volume in job.volumes]
         report = undo(volumes, folder, sources=job.sources, accel=self._accel(), stopped=job.stopped)
         return {"note": _undo_note(report), "undone": report.undone, "left": report.left}
