@@ -94,6 +94,17 @@ def test_a_copy_becomes_a_machine_of_its_own_and_has_a_record_of_its_own(worker_
     assert all((repairs.folder("run-1", other) / "scratch").is_dir() for other in ("i-2", "web01"))
 
 
+def test_so_many_workers_at_once_and_who_waits_gives_way(tmp_path: Path) -> None:
+    repairs = BootRepair(tmp_path, lambda: "tcg", DriverFolder(tmp_path / "drivers"), at_once=2)
+    one = job(tmp_path / "volume.qcow2")
+    refused = pytest.raises(RecoveryError, match="was stopped before its turn came")
+    third = dataclasses.replace(one, stopped=lambda: True)
+    with repairs.turn(one), repairs.turn(one), refused, repairs.turn(third):
+        pytest.fail("there were two already")
+    with repairs.turn(one), repairs.turn(one):
+        pass
+
+
 def test_undoing_what_was_never_repaired_does_nothing_and_says_so(tmp_path: Path) -> None:
     repairs = BootRepair(tmp_path, lambda: "tcg", DriverFolder(tmp_path / "drivers"))
     undone = repairs.undo(job(tmp_path / "volume.qcow2"))
