@@ -71,15 +71,16 @@ def refuse_conflict(run: Run, others: Sequence[Run]) -> None:
         if not shared:
             continue
         name = wanted[min(shared)]
+        instead = f"; to take over the others: --without {name}" if run.kind.takes_over and len(wanted) > 1 else ""
         if other.kind is RunKind.MIGRATE:
             hint = f"if it failed: understudy retry {other.id}; to call it off: understudy end {other.id}"
-            raise Conflict(f"{name} is being migrated by {other.id} ({other.state})", hint)
+            raise Conflict(f"{name} is being migrated by {other.id} ({other.state})", hint + instead)
         if other.kind is RunKind.FAILOVER:
             if other.state is RunState.RUNNING:
                 hint = f"follow it: understudy runs {other.id} --follow"
-                raise Conflict(f"{name} is being failed over by {other.id}", hint)
+                raise Conflict(f"{name} is being failed over by {other.id}", hint + instead)
             hint = f"bring it home: understudy failback {other.id}; or give it up: understudy end {other.id} --force"
-            raise Conflict(f"{name} has been failed over by {other.id} ({other.state})", hint)
+            raise Conflict(f"{name} has been failed over by {other.id} ({other.state})", hint + instead)
         if run.failover_run == other.failover_run:
             hint = f"if it failed: understudy retry {other.id}; to call it off: understudy end {other.id}"
             raise Conflict(f"{name} is being brought home by {other.id} ({other.state})", hint)

@@ -230,7 +230,11 @@ class _Planner:
             return after
         point = "" if wanted.name in self._order.alive else launch.args["point"]  # there will be a newer one
         ready = why_ready(self._servers[wanted.name], point, self._bus, self._order.last_boots.get(wanted.name))
-        args = {**launch.args, "skip": ready} if ready else dict(launch.args)
+        args = dict(launch.args)
+        if self._kind is RunKind.CLONE:  # also where it is ready to boot
+            args |= {"renew": True, "record": launch.args["instance_id"]}
+        elif ready:
+            args["skip"] = ready
         step = Step(name=f"repair {self._titles[args['instance_id']]}", action="repair", args=args)
         # a server that could not be repaired may boot all the same
         return [self._add(step, after, FailureRule(self._rule(wanted).retries, goes_on=True))]

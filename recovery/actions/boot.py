@@ -47,6 +47,8 @@ def repair_job(site: Site, run_id: str, args: Mapping[str, Any], interrupt: thre
         instance_id=instance_id,
         volumes=tuple(site.instance_volume_location(instance_id, index) for index in range(args["volumes"])),
         uefi=args["uefi"],
+        record=args.get("record"),
+        renew=args.get("renew", False),
         sources=tuple(args.get("sources", ())),
         stopped=interrupt.is_set,
     )

@@ -41,6 +41,8 @@ class RepairJob:
     """An instance that is not running. `volumes` are its own copies, in boot order, as Site.instance_volume_location
     names them; `sources` what they were called at home ("/dev/sda"), where that is known.
 
+    `record` names what is kept of it within the run (None: the server's id). `renew`: it is a copy, and becomes a
+    machine of its own.
     `stopped` is asked while something is awaited: the work is to be given up, with an error, when it says yes."""
 
     run_id: str
@@ -49,6 +51,8 @@ class RepairJob:
     instance_id: str
     volumes: tuple[str, ...]
     uefi: bool
+    record: str | None = None
+    renew: bool = False
     sources: tuple[str, ...] = ()
     stopped: Callable[[], bool] = lambda: False
 

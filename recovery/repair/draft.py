@@ -17,6 +17,7 @@ class Draft:
         self._before: dict[str, bytes | None] = {}
         self._after: dict[str, bytes | None] = {}
         self._appended: dict[str, FileChange] = {}
+        self._erased: dict[str, FileChange] = {}
         self._why: dict[str, list[str]] = {}
         self._modes: dict[str, int] = {}
 
@@ -58,6 +59,10 @@ class Draft:
             self._after[path] = None
             self._reason(path, why)
 
+    def erase(self, path: str, why: str) -> None:
+        """Remove a secret: no record keeps what it was, so nothing brings it back."""
+        self._erased[path] = FileChange(path=path, before=b"", after=None, why=why)
+
     def changes(self) -> tuple[FileChange, ...]:
         changed = [
             FileChange(
@@ -70,7 +75,7 @@ class Draft:
             for path, after in self._after.items()
             if after != self._before[path]
         ]
-        return (*changed, *self._appended.values())
+        return (*changed, *self._appended.values(), *self._erased.values())
 
     def _remember(self, path: str) -> None:
         if path not in self._before:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +21,60 @@ from recovery.repair.windows.supplied import DriverFolder
 from recovery.sites.local.durable import check_name, storage_errors
 
 DIFF = "repair.diff"
+LOOK_SECONDS = 0.5
 
 
 class BootRepair:
     """recovery.actions.Repairer of a site whose instances' volumes are qcow2 files on this machine.
 
-    Records lie in `folder`/RUN/SERVER: repair.json with all that `undo` needs, repair.diff for people. `accel` gives
-    kvm or tcg when a worker starts; `drivers` are the administrator's, for guests without their own."""
+    Records lie in `folder`/RUN/SERVER (of a copy: RUN/INSTANCE): repair.json with all that `undo` needs, repair.diff
+    for people. `accel` gives kvm or tcg when a worker starts; `drivers` are the administrator's, for guests without
+    their own."""
 
-    def __init__(self, folder: Path, accel: Callable[[], str], drivers: DriverFolder, bus: Bus = Bus.VIRTIO) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        accel: Callable[[], str],
+        drivers: DriverFolder,
+        bus: Bus = Bus.VIRTIO,
+        at_once: int | None = None,
+    ) -> None:
+        """`at_once`: so many workers at the same time; None: as many as there are processors."""
         self._folder = folder
         self._accel = accel
         self._drivers = drivers
         self._bus = bus
+        self._turns = threading.Semaphore(at_once or os.cpu_count() or 1)
+
+    @contextlib.contextmanager
+    def turn(self, job: RepairJob) -> Iterator[None]:
+        """A plan may boot hundreds of servers side by side; a worker for each would take all memory there is, just when
+        it is needed. Raises RecoveryError (it was stopped while it waited)."""
+        while not self._turns.acquire(timeout=LOOK_SECONDS):
+            if job.stopped():
+                raise RecoveryError(f"the repair of {job.server} was stopped before its turn came")
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     def __call__(self, job: RepairJob) -> dict[str, Any]:
-        folder = self.folder(job.run_id, job.server_id)
+        folder = self.folder(job.run_id, job.record or job.server_id)
         with storage_errors(f"begin the boot repair of {job.server} anew"):
             # the volumes are as they were made: a record of changes to their predecessors tells nothing of them
             shutil.rmtree(folder, ignore_errors=True)
         target = Target(bus=self._bus, firmware=Firmware.UEFI if job.uefi else Firmware.BIOS)
-        record = repair(
-            [Path(volume) for volume in job.volumes],
-            target,
-            folder,
-            sources=job.sources,
-            supplied=self._drivers.of(job.server),
-            accel=self._accel(),
-            stopped=job.stopped,
-        )
+        with self.turn(job):
+            record = repair(
+                [Path(volume) for volume in job.volumes],
+                target,
+                folder,
+                sources=job.sources,
+                supplied=self._drivers.of(job.server),
+                renew=job.renew,
+                accel=self._accel(),
+                stopped=job.stopped,
+            )
         with storage_errors(f"keep {folder / DIFF}"):
             (folder / DIFF).write_text(record.diff(), errors="surrogateescape")
         if record.unrepaired:
@@ -56,9 +84,10 @@ class BootRepair:
 
     def undo(self, job: RepairJob) -> dict[str, Any]:
         """For a failback, after the instance has stopped and before its last point."""
-        folder = self.folder(job.run_id, job.server_id)
+        folder = self.folder(job.run_id, job.record or job.server_id)
         volumes = [Path(volume) for volume in job.volumes]
-        report = undo(volumes, folder, sources=job.sources, accel=self._accel(), stopped=job.stopped)
+        with self.turn(job):
+            report = undo(volumes, folder, sources=job.sources, accel=self._accel(), stopped=job.stopped)
         return {"note": _undo_note(report), "undone": report.undone, "left": report.left}
 
     def missing_drivers(self, server: str) -> list[str]:

@@ -45,6 +45,7 @@ def repair(
     *,
     sources: Sequence[str] = (),
     supplied: Supplied = NOTHING_SUPPLIED,
+    renew: bool = False,
     accel: str = TCG,
     stopped: Stopped = lambda: False,
 ) -> RepairRecord:
@@ -52,12 +53,12 @@ def repair(
 
     `folder` is the run's own, one for each server: the record stays there, for review and for `undo`. `sources` are
     the volumes' names at home ("/dev/sda"), where known; `supplied` drivers for a Windows without them. A replica that
-    is ready is left as it is. Blocks.
+    is ready is left as it is, unless it is to `renew` its identity: a copy (Linux only). Blocks.
     Raises RecoveryError (no system found, a disk that cannot be read), ToolMissing, SiteError, StorageError."""
     record = load(folder)
     if record is None:
         with _worker(volumes, folder, accel, stopped) as (worker, files):
-            record = _repair_inside(worker, files, len(volumes), target, sources, supplied)
+            record = _repair_inside(worker, files, len(volumes), target, sources, supplied, renew=renew)
         save(record, folder)
     _finish(volumes, folder, merge=bool(record.changes))
     return record
@@ -100,7 +101,14 @@ def undo(
 
 
 def _repair_inside(
-    worker: Worker, files: WorkerFiles, count: int, target: Target, sources: Sequence[str], supplied: Supplied
+    worker: Worker,
+    files: WorkerFiles,
+    count: int,
+    target: Target,
+    sources: Sequence[str],
+    supplied: Supplied,
+    *,
+    renew: bool,
 ) -> RepairRecord:
     found = disks.identify(worker, count)
     system = linux_system.mount(files, found, sources)
@@ -108,7 +116,7 @@ def _repair_inside(
     keys: tuple[KeyChange, ...] = ()
     if system is not None:
         name = f"{system.name}, {system.root.kind}"
-        findings = draft_repair(draft, system, target)
+        findings = draft_repair(draft, system, target, renew=renew)
     elif (found_windows := windows_system.mount(worker, files, found)) is not None:
         name = "Windows"
         findings, keys = windows.draft_repair(

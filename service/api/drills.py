@@ -47,7 +47,7 @@ class DrillHttp:
 
     async def _schedule(self, request: web.Request) -> web.Response:
         tenant = tenant_of(request)
-        wanted = await read_message(request, ScheduleWanted)
+        wanted = await read_message(request, ScheduleWanted, strict=True)
 
         def put() -> dict[str, Any]:
             schedule = None

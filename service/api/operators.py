@@ -100,7 +100,7 @@ class OperatorHttp:
         ]
 
     async def _enroll_token(self, request: web.Request) -> web.Response:
-        wanted = await read_message(request, TokenWanted)
+        wanted = await read_message(request, TokenWanted, strict=True)
 
         def issue() -> dict[str, Any]:
             issued = self._enrolment.issue_token(wanted.tenant, wanted.name, wanted.expires_hours)
@@ -165,7 +165,7 @@ class OperatorHttp:
 
     async def _take(self, request: web.Request) -> web.Response:
         tenant, name = tenant_of(request), request.match_info["name"]
-        wanted = await read_message(request, PointWanted)
+        wanted = await read_message(request, PointWanted, strict=True)
 
         def ask() -> dict[str, Any]:
             row = self._servers.by_name(tenant, name)
@@ -230,7 +230,7 @@ class OperatorHttp:
 
     async def _put_plan(self, request: web.Request) -> web.Response:
         tenant, name = tenant_of(request), request.match_info["name"]
-        wanted = await read_message(request, PlanText)
+        wanted = await read_message(request, PlanText, strict=True)
 
         def put() -> dict[str, Any]:
             plan, missing = self._book.apply(tenant, name, wanted.text, draft=wanted.draft)

@@ -101,7 +101,7 @@ class PairingHttp:
 
     async def _type(self, request: web.Request) -> web.Response:
         """An operator's: ends when the machine has proven that it shows the code, or is not going to."""
-        typed = await read_message(request, CodeTyped)
+        typed = await read_message(request, CodeTyped, strict=True)
         code = Code.parse(typed.code)
         server = await asyncio.to_thread(self._servers.by_name, typed.tenant, typed.server)
 

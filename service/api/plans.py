@@ -74,7 +74,7 @@ class PlanHttp:
 
     async def _put_caps(self, request: web.Request) -> web.Response:
         tenant = tenant_of(request)
-        wanted = await read_message(request, CapsWanted)
+        wanted = await read_message(request, CapsWanted, strict=True)
         if (wanted.instances is not None and wanted.instances < 0) or (
             wanted.price_per_hour is not None and wanted.price_per_hour < 0
         ):

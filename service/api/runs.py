@@ -87,13 +87,13 @@ class RunHttp:
 
     async def _begin(self, request: web.Request) -> web.Response:
         tenant = tenant_of(request)
-        wanted = await read_message(request, RunWanted)
+        wanted = await read_message(request, RunWanted, strict=True)
 
         _refuse_blank(wanted)
 
         def begin() -> dict[str, Any]:
             if wanted.kind == RunKind.FAILBACK:
-                failover, grace = _given(wanted.run, "run"), float(wanted.grace_seconds)
+                failover, grace = _given(wanted.run, "run"), _grace(wanted.grace_seconds)
                 seed = wanted.seed or new_seed()
                 if wanted.dry_run:
                     run = self._desk.plan_failback(tenant, failover, wanted.server, grace, hold=wanted.hold, seed=seed)
@@ -137,12 +137,12 @@ class RunHttp:
 
     async def _end(self, request: web.Request) -> web.Response:
         tenant, run_id = tenant_of(request), request.match_info["run"]
-        wanted = await read_message(request, EndWanted)
+        wanted = await read_message(request, EndWanted, strict=True)
         return await self._answer(lambda: self._desk.end(tenant, run_id, force=wanted.force))
 
     async def _retry(self, request: web.Request) -> web.Response:
         tenant, run_id = tenant_of(request), request.match_info["run"]
-        wanted = await read_message(request, RetryWanted)
+        wanted = await read_message(request, RetryWanted, strict=True)
         return await self._answer(
             lambda: self._desk.retry(tenant, run_id, go_on=wanted.go_on, dead=wanted.declare_dead)
         )
@@ -164,6 +164,12 @@ def _refuse_blank(wanted: RunWanted) -> None:
     for name, value in (("point", wanted.point), ("over_cap", wanted.over_cap), ("server", wanted.server)):
         if value is not None and not value.strip():
             raise UsageError(f"{name} is empty", "say which, or leave it out")
+
+
+def _grace(seconds: int) -> float:
+    if not 0 <= seconds <= MAX_TTL_SECONDS:
+        raise UsageError(f"a grace time of {seconds / 3600:g} h is not possible", "use up to 30 d, like --grace 2h")
+    return float(seconds)
 
 
 def _ttl(seconds: float) -> float:

@@ -107,7 +107,7 @@ def finish(options: argparse.Namespace, run: dict[str, Any]) -> None:
     lines = servers_lines(run)
     if run["state"] == "succeeded":
         took = "the server was away for" if run["kind"] == "failback" else "RTO"
-        seconds = f", {took} {run['rto_seconds']:.1f} s" if run["rto_seconds"] is not None else ""
+        seconds = f", {took} {duration(run['rto_seconds'])}" if run["rto_seconds"] is not None else ""
         lines = [f"{run['id']} succeeded{seconds}", *lines]
         if run["price"]:
             lines.append(f"  it uses {price_text(run['price'])}")

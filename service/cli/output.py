@@ -20,10 +20,16 @@ def emit(options: argparse.Namespace, document: Any, text: str) -> None:
 
 def say(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
     """For people, on stdout unless another stream is named: on a terminal no line is wider than that."""
-    stream = stream or sys.stdout
-    print(
-        fitted(text, shutil.get_terminal_size().columns) if stream.isatty() else text, file=stream, end=end, flush=True
-    )
+    stream, text = stream or sys.stdout, harmless(text)
+    if stream.isatty():
+        text = fitted(text, shutil.get_terminal_size().columns)
+    print(text, file=stream, end=end, flush=True)
+
+
+def harmless(text: str) -> str:
+    """Without what a terminal would obey: labels, findings and answers come from servers that somebody may have taken
+    over."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def fitted(text: str, width: int) -> str:
@@ -48,5 +54,5 @@ def show_note(options: argparse.Namespace, line: str) -> None:
     """What is going on, on a terminal, in one line that is overwritten; an empty one takes it away."""
     if options.json or not sys.stderr.isatty():
         return
-    sys.stderr.write(f"\r{line}\033[K")
+    sys.stderr.write(f"\r{harmless(line)}\033[K")
     sys.stderr.flush()

@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.protocol.errors import UnderstudyError
 from service.cli import arrows, audit, drills, pairing, plans, points, runs, seed, verify
+from service.cli.output import harmless
 from service.cli.text import at_least_one, host_and_port
 
 OURS = ("agent", "recovery", "service")
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"understudy: the Python package {error.name} is not installed ({_WHOLE_INSTALL})", file=sys.stderr)
         return 1
     except UnderstudyError as error:
-        print(f"understudy: {error}".replace("\n", " "), file=sys.stderr)
+        print(harmless(f"understudy: {error}".replace("\n", " ")), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(

@@ -41,7 +41,10 @@ def apply(options: argparse.Namespace) -> None:
 
 def show(options: argparse.Namespace) -> None:
     plan = Service.of(options).get(api("plans", options.name))
-    emit(options, plan, plan["text"].rstrip())
+    if options.json:
+        emit(options, plan, "")
+    else:
+        print(plan["text"].rstrip())  # as it was written: it is going to be a file again
 
 
 def check(options: argparse.Namespace) -> None:

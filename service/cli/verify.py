@@ -7,7 +7,7 @@ from typing import Any
 
 from agent.protocol.errors import NotFound, StorageError, UsageError
 from service.cli.client import Service, api
-from service.cli.output import emit, show_share
+from service.cli.output import emit, say, show_share
 
 
 def misused(options: argparse.Namespace) -> str | None:
@@ -38,7 +38,7 @@ def verify(options: argparse.Namespace) -> None:
             continue  # retention removed it since it was listed
         results.append(result)
         if not options.json:
-            print(_text(result), flush=True)
+            say(_text(result))
     if options.json:
         emit(options, results if options.all else results[0], "")
     damaged = [result["point"] for result in results if not result["ok"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -213,14 +214,20 @@ def _check_length(size_bytes: int, limit_bytes: int) -> None:
         raise BadFrame(f"a body of {size_bytes} bytes or more is over the limit of {limit_bytes}")
 
 
-async def read_message(request: web.Request, cls: type[T]) -> T:
-    """The JSON message of a request. Raises BadMessage."""
+async def read_message(request: web.Request, cls: type[T], *, strict: bool = False) -> T:
+    """The JSON message of a request. `strict`: a field that is not known is refused; agents of another version may send
+    such, but an operator's `dryrun`, ignored, would do what was only to be shown. Raises BadMessage."""
     body = await read_body(request, MAX_JSON_BYTES)
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
         raise BadMessage("the body is not JSON") from None
-    return from_json(cls, document)
+    message = from_json(cls, document)
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]  # T is always a dataclass here
+    unknown = [name for name in document if name not in known]
+    if strict and unknown:
+        raise BadMessage(f"{cls.__name__} has no field {unknown[0][:100]!r}", f"known are {', '.join(known)}")
+    return message
 
 
 def volume_of(request: web.Request) -> int:

@@ -9,9 +9,9 @@ from agent.protocol.errors import Conflict, NotFound, RecoveryError, UsageError
 from recovery.checks import SiteFacts
 from recovery.describe import describe
 from recovery.homeward import plan_failback
-from recovery.planner import plan_failover
+from recovery.planner import Order, plan_failover
 from recovery.plans import Plan, default_plan, parse_plan, without
-from recovery.runs import Run, RunKind, RunState, StepState
+from recovery.runs import Run, RunKind, RunState, Step, StepState
 from tests.recovery.memory_control import make_point, make_server
 from tests.recovery.world import NOW, CountingIds
 
@@ -231,6 +231,27 @@ def test_boot_repair_comes_between_the_fence_and_the_launch_unless_the_plan_says
         ("launch b", ["fence b"]),
     ]
     assert run.steps[2].args == run.steps[3].args, "the copy that is repaired is the one that is launched"
+
+
+def test_copies_are_made_machines_of_their_own_although_they_would_boot_as_they_are() -> None:
+    facts = dataclasses.replace(FACTS, repairs=True)
+    servers = {"web01": dataclasses.replace(make_server("web01"), boots_on=("virtio",))}
+    points = {"web01": [make_point("p-web01", "web01")]}
+
+    def repairs(kind: RunKind, copies: int) -> list[Step]:
+        order = Order(copies=copies)
+        plan = default_plan("web01")
+        run = plan_failover(plan, kind, servers, points, "latest", facts, CountingIds(), NOW, order)
+        return [step for step in run.steps if step.action == "repair"]
+
+    made = repairs(RunKind.CLONE, 2)
+    assert [step.args["renew"] for step in made] == [True, True]
+    assert len({step.args["record"] for step in made}) == 2
+    assert all("skip" not in step.args and describe(step).endswith("rest goes on)") for step in made)
+    assert "and a machine of its own" in describe(made[0])
+    (drilled,) = repairs(RunKind.DRILL, 1)
+    assert "renew" not in drilled.args
+    assert drilled.args["skip"]
 
 
 def test_gates_that_ask_the_guests_agent_are_left_out_of_drills() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from agent.protocol.errors import Conflict, UsageError
 from recovery.planner import Order
-from recovery.plans import Plan, parse_plan
+from recovery.plans import Plan, parse_plan, without
 from recovery.runs import Run, RunKind, RunState, StepState
 from tests.recovery.world import World
 
@@ -74,6 +74,18 @@ def test_a_source_that_was_not_stopped_is_never_passed_over_and_may_be_declared_
     assert run.launches()[0].result["point"] == "p-db01-1", "there was no last point"
     assert shop.control.server("acme", "db01").epoch == 2
     assert "db01 declared dead" in "\n".join(shop.control.audits)
+
+
+def test_a_plan_with_a_server_that_another_run_has_can_go_on_without_it(shop: World) -> None:
+    shop.fail_over()
+    with pytest.raises(Conflict) as caught:
+        shop.executor.start(shop.plan(RunKind.FAILOVER, plan()))
+    assert caught.value.hint.endswith("; to take over the others: --without db01")
+    with pytest.raises(Conflict) as caught:
+        shop.fail_over()
+    assert "--without" not in caught.value.hint
+    others = shop.plan(RunKind.FAILOVER, without(plan(), ["db01"]))
+    assert [launch.args["server"] for launch in shop.perform(others).launches()] == ["web01"]
 
 
 def test_an_identity_that_changed_hands_is_not_passed_over(shop: World) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from recovery.repair.draft import Draft
-from recovery.repair.linux import bootloader, initramfs, names, network, surroundings
+from recovery.repair.linux import bootloader, identity, initramfs, names, network, surroundings
 from recovery.repair.linux.system import System
 from recovery.repair.record import Finding
 from recovery.repair.target import Target
 
 
-def draft_repair(draft: Draft, system: System, target: Target) -> tuple[Finding, ...]:
-    """Look at everything, draft what mends it. A system that is ready has no findings, and no changes."""
+def draft_repair(draft: Draft, system: System, target: Target, *, renew: bool = False) -> tuple[Finding, ...]:
+    """Look at everything, draft what mends it. A system that is ready has no findings, and no changes. `renew`: it is
+    a copy, and becomes a machine of its own."""
     return (
         *initramfs.repair(draft, target),
         *names.repair(draft, system),
@@ -18,5 +19,6 @@ def draft_repair(draft: Draft, system: System, target: Target) -> tuple[Finding,
         *bootloader.repair_console(draft, target),
         *network.repair(draft, system),
         *surroundings.repair(draft),
+        *(identity.renew(draft) if renew else ()),
         *surroundings.label_new_files(draft),
     )

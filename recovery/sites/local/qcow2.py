@@ -37,7 +37,20 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Raises StorageError, also for what is no qcow2 file."""
+    """Of a layer whose backing file, if it has one, lies beside it. Raises StorageError, also for what is no qcow2
+    file."""
+    header = _read_header(path)
+    if header.backing is not None and not _NAME.fullmatch(header.backing):
+        raise StorageError(f"the header of {path} is damaged: {header.backing!r} is no backing file", _FROM_A_COPY)
+    return header
+
+
+def read_size(path: Path) -> int:
+    """In bytes; the backing file may lie anywhere, as that of an instance's volume does. Raises StorageError."""
+    return _read_header(path).size_bytes
+
+
+def _read_header(path: Path) -> Header:
     with storage_errors(f"read {path}"), open(path, "rb") as file:
         head = file.read(_HEADER.size)
         if len(head) < _HEADER.size or not head.startswith(_MAGIC):
@@ -46,10 +59,7 @@ def read_header(path: Path) -> Header:
         if name_offset == 0:
             return Header(size_bytes, None)
         file.seek(name_offset)
-        backing = file.read(min(name_bytes, MAX_NAME_BYTES)).decode(errors="replace")
-        if not _NAME.fullmatch(backing):
-            raise StorageError(f"the header of {path} is damaged: {backing!r} is no backing file", _FROM_A_COPY)
-        return Header(size_bytes, backing)
+        return Header(size_bytes, file.read(min(name_bytes, MAX_NAME_BYTES)).decode(errors="replace"))
 
 
 def layers(path: Path) -> list[Path]:
@@ -114,7 +124,7 @@ def cover(path: Path, start: int) -> None:
 
 def allocated(path: Path) -> list[Extent]:
     """What this one file holds, zeros included, without looking at its backing file. The file may be in use."""
-    size_bytes, alone = read_header(path).size_bytes, f"json:{json.dumps(_alone(path))}"
+    size_bytes, alone = read_size(path), f"json:{json.dumps(_alone(path))}"
     found: list[Extent] = []
     for at in range(0, size_bytes, WINDOW_BYTES):
         entries = _entries(path, Extent(at, min(WINDOW_BYTES, size_bytes - at)), alone)

@@ -16,7 +16,7 @@ from recovery.repair.target import Bus
 from recovery.repair.windows import edit
 from recovery.repair.windows.supplied import DriverFolder
 from tests.recovery.repair.images import overlay
-from tests.recovery.repair.test_repair import make_disk, make_tree, needs_tools
+from tests.recovery.repair.test_repair import inside, make_disk, make_tree, needs_tools
 
 
 def job(volume: Path, server_id: str = "web01") -> RepairJob:
@@ -75,6 +75,34 @@ def test_packages_that_a_windows_needs_are_named(tmp_path: Path, monkeypatch: py
     assert "ntfs-3g" not in repairs.missing_packages()
     monkeypatch.setattr(edit, "_PYTHON", str(tmp_path / "no-python"))
     assert repairs.missing_packages() == ["python3-hivex"]
+
+
+@needs_tools
+@pytest.mark.qemu
+def test_a_copy_becomes_a_machine_of_its_own_and_has_a_record_of_its_own(worker_parts: None, tmp_path: Path) -> None:
+    """Copies are repaired side by side: in one folder each would remove what the other is at work on."""
+    tree = make_tree(tmp_path / "tree")
+    (tree / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+    volume = overlay(make_disk(tree, tmp_path / "point.raw"), tmp_path / "volume.qcow2")
+    repairs = BootRepair(tmp_path / "repairs", lambda: "tcg", DriverFolder(tmp_path / "drivers"))
+    for other in ("i-2", "web01"):
+        (repairs.folder("run-1", other) / "scratch").mkdir(parents=True)
+    done = repairs(dataclasses.replace(job(volume), record="i-1", renew=True))
+    assert "this copy gets its own: machine id" in done["note"]
+    assert inside(volume, "/etc/machine-id") == b""
+    assert done["record"] == str(repairs.folder("run-1", "i-1"))
+    assert all((repairs.folder("run-1", other) / "scratch").is_dir() for other in ("i-2", "web01"))
+
+
+def test_so_many_workers_at_once_and_who_waits_gives_way(tmp_path: Path) -> None:
+    repairs = BootRepair(tmp_path, lambda: "tcg", DriverFolder(tmp_path / "drivers"), at_once=2)
+    one = job(tmp_path / "volume.qcow2")
+    refused = pytest.raises(RecoveryError, match="was stopped before its turn came")
+    third = dataclasses.replace(one, stopped=lambda: True)
+    with repairs.turn(one), repairs.turn(one), refused, repairs.turn(third):
+        pytest.fail("there were two already")
+    with repairs.turn(one), repairs.turn(one):
+        pass
 
 
 def test_undoing_what_was_never_repaired_does_nothing_and_says_so(tmp_path: Path) -> None:

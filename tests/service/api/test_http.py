@@ -105,6 +105,11 @@ def test_what_is_not_there_or_not_allowed_is_our_json(service: Service) -> None:
         ("/api/v1/runs", {"kind": "party"}, "usage"),
         ("/api/v1/runs", {"kind": "drill"}, "usage"),
         ("/api/v1/runs", {"kind": "failback"}, "usage"),
+        ("/api/v1/runs", {"kind": "failover", "target": "web01", "dryrun": True}, "bad_message"),
+        ("/api/v1/runs", {"kind": "failback", "run": "failover-1", "grace_seconds": -1}, "usage"),
+        ("/api/v1/runs", {"kind": "drill", "target": "web01", "point": " "}, "usage"),
+        ("/api/v1/runs/failover-1/end", {"forse": True}, "bad_message"),
+        ("/api/v1/runs/failover-1/retry", {"skip": True}, "bad_message"),
     ],
 )
 def test_bodies_that_are_not_right_name_what_is_wrong(service: Service, path: str, body: Any, expected: str) -> None:

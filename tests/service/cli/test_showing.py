@@ -9,10 +9,11 @@ import pytest
 
 from service.cli.client import Service
 from service.cli.following import changed_since
-from service.cli.output import fitted
+from service.cli.output import fitted, say
 from service.cli.plans import findings_lines
 from service.cli.showing import now_text, servers_lines, stale_text, steps_text, ways_on
 from service.cli.sources import what_becomes_of_them, what_is_lost
+from service.cli.text import table
 
 RUN: dict[str, Any] = {
     "id": "failover-1",
@@ -171,6 +172,16 @@ def test_findings_share_their_way_out_and_say_what_their_colours_mean() -> None:
         "  (amber means: it would work, and somebody should know this before)",
     ]
     assert findings_lines([]) == []
+
+
+def test_what_servers_say_drives_nobodys_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [["web01", "\x1b[31mred\x1b]0;title\x07"], ["лавка", "\u202egnp.exe"]]
+    say(table(["SERVER", "LABEL"], rows, ""))
+    assert capsys.readouterr().out.splitlines() == [
+        "SERVER  LABEL",
+        "web01   \ufffd[31mred\ufffd]0;title\ufffd",
+        "лавка   \ufffdgnp.exe",
+    ]
 
 
 def test_on_a_terminal_lines_are_broken_between_words_and_set_in() -> None:
