@@ -19,7 +19,7 @@ from demo import image as demo_image
 from demo.inject import inject
 from demo.lab import HOST_AS_SEEN_BY_GUESTS, REPOSITORY, CommandLine, OnPremServer, Program, wait_for
 from demo.shop import fetch
-from tests.faults.harness import Agent, Ledger, Service, enrolled, loop_device, served
+from tests.faults.harness import Agent, Ledger, Service, enrolled, loop_device, on_another_machine, served
 from tests.faults.images import make_image
 
 TOOLS = ("mmdebstrap", "mke2fs", "sfdisk", "debugfs", "qemu-system-x86_64")
@@ -59,14 +59,17 @@ def test_a_volume_under_another_name_is_pushed_as_a_delta_and_with_doubt_not_at_
         assert f"{name} is {device}" in service.ask("servers").out
         assert f"{name}, here {device}" in agent.ask("inventory").out
         assert f"{name} is {device} here" in agent.ask("push").out
-    shutil.copyfile(image, moved)
-    with loop_device(moved) as device:
+
+        agent.prefix = on_another_machine(tmp_path, 1)  # where the kernel's name for it means nothing
         assert f"understudy-agent relocate {name} DISK" in agent.push().complaint
         assert f"{name}, here in doubt" in agent.ask("inventory").out
-        assert f"is {device} from now on" in agent.ask("relocate", name, device).out
-        pushed = agent.push()
-        assert pushed.document["found_at"] == {str(name): device}
-        assert pushed.document["sent_bytes"] < 64 << 10, "the volume is the same, and so is what is known of it"
+        agent.prefix = ()
+        shutil.copyfile(image, moved)
+        with loop_device(moved) as another:
+            assert f"is {another} from now on" in agent.ask("relocate", name, another).out
+            pushed = agent.push()
+            assert pushed.document["found_at"] == {str(name): another}
+            assert pushed.document["sent_bytes"] < 64 << 10, "the volume is the same, and so is what is known of it"
 
 
 @pytest.mark.qemu
