@@ -13,6 +13,8 @@ from recovery.points import LATEST
 from recovery.repair.windows.firstboot import SAYS_UP
 
 DEFAULT_GATE_SECONDS = 300.0
+WINDOWS_GATE_SECONDS = 900.0
+"""It looks for all of its devices anew, and may restart for them, before its services start."""
 DEFAULT_SCRIPT_SECONDS = 300.0
 MAX_RETRIES = 100
 DHCP = "dhcp"
@@ -175,5 +177,7 @@ def in_order(needs: Sequence[Sequence[int]]) -> list[int]:
 def default_plan(server: str, *, windows: bool = False) -> Plan:
     """What a server without a written plan gets: boot it, and wait until its console shows that it is up: by a login
     prompt, or what boot repair has a Windows say."""
-    gate = ConsoleGate(text=SAYS_UP if windows else "login:", timeout_seconds=DEFAULT_GATE_SECONDS)
+    gate = ConsoleGate(text="login:", timeout_seconds=DEFAULT_GATE_SECONDS)
+    if windows:
+        gate = ConsoleGate(text=SAYS_UP, timeout_seconds=WINDOWS_GATE_SECONDS)
     return Plan(name=server, groups=(Group(servers=(PlanServer(name=server, gates=(gate,)),)),))

@@ -59,7 +59,7 @@ def test_a_server_without_a_plan_waits_for_its_login_prompt() -> None:
 
 def test_a_windows_without_a_plan_waits_for_what_its_first_start_says() -> None:
     (server,) = default_plan("web01", windows=True).servers
-    assert server.gates == (ConsoleGate(text="understudy: Windows is up", timeout_seconds=300.0),)
+    assert server.gates == (ConsoleGate(text="understudy: Windows is up", timeout_seconds=900.0),)
 
 
 def test_all_that_a_plan_may_say_is_read() -> None:

@@ -66,7 +66,8 @@ def read_hive(files: GuestFiles, path: str) -> Hive | None:
     content = files.read(path, MAX_HIVE_BYTES)
     if content is None:
         if files.glob(path):
-            raise RecoveryError(f"the registry hive {path} has more than {MAX_HIVE_BYTES >> 20} MiB")
+            what = f"the registry hive {path} is no plain file, or has more than {MAX_HIVE_BYTES >> 20} MiB"
+            raise RecoveryError(what, "take another recovery point, and repair that")
         return None
     logs = []
     for suffix in (".LOG1", ".LOG2", ".LOG"):

@@ -41,7 +41,8 @@ def draft_repair(
     refuse_hibernated(files)
     draft_of_system = _open(files, SYSTEM_HIVE)
     if draft_of_system is None:
-        raise RecoveryError(f"there is no Windows on the replica: it has no {SYSTEM_HIVE}")
+        what = f"there is no Windows on the replica: it has no {SYSTEM_HIVE}"
+        raise RecoveryError(what, "take another recovery point, and repair that")
     if not drivers.control_sets(draft_of_system):
         raise RecoveryError("the registry hive SYSTEM names no control set to boot with", "take another recovery point")
     findings: list[Finding] = []

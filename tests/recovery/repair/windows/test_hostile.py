@@ -52,9 +52,9 @@ def link_to(target: str) -> Callable[[Path], None]:
         (replaced(SYSTEM, lambda path: path.write_bytes(b"")), "registry hive SYSTEM is damaged"),
         (replaced(SYSTEM, link_to("../../../../../../dev/vda")), "there is no Windows on the replica"),
         (replaced(SYSTEM, link_to("/proc/kmsg")), "there is no Windows on the replica"),
-        (replaced(SYSTEM, link_to("SYSTEM")), "there is no Windows on the replica"),
-        (replaced(SYSTEM, os.mkfifo), "cannot be read|more than 128 MiB|no plain file"),
-        (replaced(SYSTEM, os.mkdir), "cannot be read|more than 128 MiB|no plain file"),
+        (replaced(SYSTEM, link_to("SYSTEM")), "no system to repair was found"),
+        (replaced(SYSTEM, os.mkfifo), "no plain file"),
+        (replaced(SYSTEM, os.mkdir), "no plain file"),
         (beside(SYSTEM, "Windows/System32/config/system"), "2 times"),
         (beside(SYSTEM, "WINDOWS/system32/config/system"), "2 times"),
     ],
@@ -76,9 +76,11 @@ def test_what_stands_in_a_hives_place_is_refused(spoil: Callable[[Path], None], 
 def test_what_stands_in_the_hibernation_files_place_is_not_waited_for(
     make: Callable[[Path], object], tmp_path: Path
 ) -> None:
+    """What ntfs-3g cannot read there is for it a system that sleeps."""
     image = uefi_disk(tmp_path, Hive("SYSTEM", small_system()), spoil=replaced("hiberfil.sys", make))
     volume = overlay(image, tmp_path / "volume.qcow2")
-    assert repair([volume], TARGET, tmp_path / "record").unrepaired == ()
+    with pytest.raises(RecoveryError, match="was hibernated"):
+        repair([volume], TARGET, tmp_path / "record")
 
 
 def test_a_link_in_a_folders_place_leads_nowhere_but_into_the_guest(tmp_path: Path) -> None:

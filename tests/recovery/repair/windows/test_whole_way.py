@@ -6,6 +6,7 @@ A boot sector stands in for the Windows that a BIOS starts; what UEFI is given t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -109,7 +110,8 @@ def go_home(service: Service, run: dict[str, Any], agent: Agent, disk: Path, swi
                 assert target.pull(disk, asked[1]).code == 0
                 pulled.add(asked[1])
             elif at_work["name"] == "shut down web01" and switch_off:
-                for pid in (service.data / "site" / "instances").glob("*/pid"):
+                with contextlib.suppress(OSError, ValueError):  # it has ended already
+                    (pid,) = (service.data / "site" / "instances").glob("*/pid")
                     os.kill(int(pid.read_text()), signal.SIGTERM)
             elif waits_for.startswith("start the repaired machine") and daemon is None:
                 daemon = agent.begin("run")
