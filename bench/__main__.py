@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import boot, engine, peers, planning, replication, tables, verify, workload
+from bench import boot, engine, peers, planning, replication, runs, tables, verify, workload
 from bench.borg import Borg
 from bench.measure import BenchError
 
@@ -41,7 +41,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small image and one round: does it work?")
-    parser.add_argument("--only", choices=("replication", "boot"), help="one of the two parts")
+    parser.add_argument("--only", choices=("replication", "boot", "runs"), help="one of the three parts")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="medians of so many (default: 3)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="keep the disk images here, for the next run")
     parser.add_argument("--out", type=Path, default=HERE / "results.json", metavar="FILE")
@@ -53,7 +53,7 @@ def _measure(work: Path, options: argparse.Namespace, size_mib: int, rounds: int
     print(f"Machine: {machine['processors']} x {machine['model']}, {machine['memory_mib']} MiB, {machine['system']}; "
           f"load before {machine['load']}; page cache warm; medians of {rounds}")  # fmt: skip
     document: dict[str, Any] = {"machine": machine, "rounds": rounds, "peers": peers.versions()}
-    if options.only != "boot":
+    if options.only in (None, "replication"):
         _check_space(work, size_mib)
         images = options.images or work / "images"
         made = workload.load(images, size_mib)
@@ -81,7 +81,7 @@ def _measure(work: Path, options: argparse.Namespace, size_mib: int, rounds: int
         verified = verify.measure(work / "verify", min(size_mib, 2048), rounds, _report)
         document["verify"] = dataclasses.asdict(verified)
         print(verify.table(verified), flush=True)
-    if options.only != "replication":
+    if options.only in (None, "boot"):
         print("\n## Planning\n", flush=True)
         planning.main()
         print("\n## Panic beside booting by hand\n")
@@ -93,6 +93,16 @@ def _measure(work: Path, options: argparse.Namespace, size_mib: int, rounds: int
         else:
             document["boot"] = tables.boot_document(boots)
             print(tables.boot_table(boots), flush=True)
+    if options.only in (None, "runs"):
+        print("\n## Runs\nSmall servers that answer HTTP, under software emulation.\n", flush=True)
+        try:
+            found = runs.measure(work / "runs", rounds, _report)
+        except BenchError as error:
+            document["runs"] = {"missing": str(error)}
+            print(f"Not measured: {error}", flush=True)
+        else:
+            document["runs"] = [tables.row_document(row) for row in found]
+            print(tables.table(found), flush=True)
     return document
 
 

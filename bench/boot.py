@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
 import statistics
-import subprocess
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.measure import BenchError, environment, timed
-from bench.peers import free_port
+from bench.by_hand import ByHand, command_line
+from bench.measure import BenchError, timed
 from bench.service import PROGRAMS, Service, agent_command, enroll
 from demo.building import BuildError
 from demo.image import build
@@ -25,9 +19,7 @@ from demo.image import build
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLAN = REPOSITORY / "demo/web01.yaml"
 LIMIT_SECONDS = 5.0
-BOOT_PATIENCE_SECONDS = 600.0
 PROBE_PATIENCE_SECONDS = 60.0
-POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +78,7 @@ def _panic(service: Service) -> tuple[float, float, list[str]]:
     done = timed([PROGRAMS / "understudy", "panic", "web01", "--drill", "--yes", "--data", service.data, "--json"])
     run = json.loads(done.out)
     try:
-        pid = int(next((service.data / "site/instances").glob("*/pid")).read_text())
-        line = Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
+        line = command_line(next((service.data / "site/instances").glob("*/pid")))
     finally:
         service.ask("end", run["id"])
     return done.seconds, float(run["rto_seconds"]), line
@@ -95,45 +86,8 @@ def _panic(service: Service) -> tuple[float, float, list[str]]:
 
 def _boot(image: Path, line: list[str], folder: Path) -> float:
     """The same command line on an overlay of the raw image: seconds until the application answers."""
-    instance = str(Path(line[line.index("-pidfile") + 1]).parent)
-    network = next(argument for argument in line if "hostfwd=" in argument)
-    theirs = network.partition("hostfwd=tcp:127.0.0.1:")[2].partition("-")[0]
-    ours = str(free_port())
-    command = [
-        argument.replace(instance, str(folder)).replace(f"127.0.0.1:{theirs}-", f"127.0.0.1:{ours}-")
-        for argument in line
-    ]
-    folder.mkdir()
     os.sync()
     began = time.monotonic()
-    overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(image), "-F", "raw", str(folder / "volume-0.qcow2")]
-    subprocess.run(overlay, check=True)
-    subprocess.run(command, check=True, cwd=folder, env=environment({}), capture_output=True)
-    with _ended(folder / "pid"):
-        while not _answers(f"http://127.0.0.1:{ours}/health"):
-            if time.monotonic() - began > BOOT_PATIENCE_SECONDS:
-                raise BenchError(f"the image does not come up by hand in {BOOT_PATIENCE_SECONDS:.0f} s")
-            time.sleep(POLL_SECONDS)
-        seconds = time.monotonic() - began
-    shutil.rmtree(folder)
-    return seconds
-
-
-@contextmanager
-def _ended(pid_file: Path) -> Iterator[None]:
-    """The daemon of `pid_file` is gone afterwards."""
-    pid = int(pid_file.read_text())
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        while Path(f"/proc/{pid}").exists():
-            time.sleep(0.05)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    with ByHand(line, image, folder) as machine:
+        machine.await_answer("/health")
+        return time.monotonic() - began

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,34 @@ START_SECONDS = 120.0
 
 class Service:
     """One `understudy serve`; a context manager. `accel` forces the accelerator, so that none is probed.
-    `prefix`: a command that runs it and its operator, such as one that enters a network namespace."""
+    `prefix`: a command that runs it and its operator, such as one that enters a network namespace. `settings` are for
+    its environment."""
 
     def __init__(
-        self, folder: Path, accel: str | None, *, listen: str = "127.0.0.1:0", prefix: Sequence[str] = ()
+        self,
+        folder: Path,
+        accel: str | None,
+        *,
+        listen: str = "127.0.0.1:0",
+        prefix: Sequence[str] = (),
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.data = folder / "data"
         self._listen, self._prefix = listen, tuple(prefix)
         self._log = folder / "service.log"
-        self._env = environment({"UNDERSTUDY_ACCEL": accel} if accel else {})
+        self._env = environment({**({"UNDERSTUDY_ACCEL": accel} if accel else {}), **(settings or {})})
         self._process: subprocess.Popen[str] | None = None
         self.url = ""
 
     def __enter__(self) -> Service:
-        with self._log.open("w") as log:
+        self.begin()
+        self.await_ready()
+        return self
+
+    def begin(self) -> None:
+        """Start a process; another one on the same data after a kill."""
+        with self._log.open("a") as log:
             self._process = subprocess.Popen(
                 [*self._prefix, PROGRAMS / "understudy", "serve", "--data", self.data, "--listen", self._listen],
                 stdin=subprocess.DEVNULL,
@@ -40,13 +53,16 @@ class Service:
                 text=True,
                 env=self._env,
             )
+
+    def await_ready(self) -> None:
+        """Until it answers. Raises BenchError."""
+        assert self._process is not None
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line.startswith("ready "):
             self.__exit__()
             raise BenchError(f"understudy serve did not start: {self._log.read_text()[-2000:]}")
         self.url = line.split()[1]
-        return self
 
     def __exit__(self, *_: object) -> None:
         process, self._process = self._process, None
@@ -59,6 +75,12 @@ class Service:
                 process.wait()
             assert process.stdout is not None
             process.stdout.close()
+
+    def kill(self) -> None:
+        """SIGKILL: nothing that lived in memory is told."""
+        assert self._process is not None
+        self._process.kill()
+        self.__exit__()
 
     @property
     def pid(self) -> int:

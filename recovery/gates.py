@@ -10,19 +10,24 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from agent.protocol.errors import GateFailed
+from agent.protocol.errors import Conflict, GateFailed, NotFound, SiteError
 from recovery.sites.contract import Instance, InstanceState, Site
 
 CHECK_SECONDS = 5.0
 TCP_SILENCE_SECONDS = 1.0
+TAKEN_SECONDS = 1.0
+TAKEN_LOOK_SECONDS = 0.05
 MAX_BODY_BYTES = 1 << 20
 CONSOLE_BYTES = 1 << 20  # more than a boot writes, so that the text is found although the service was away meanwhile
 CONSOLE_LINES = 20
 CONSOLE_LINE_CHARACTERS = 200
+
+
+_NOT_TAKEN = "the guest does not take connections yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class HttpGate:
         host, port = instance.addresses[self.port]
         url = f"http://{host}:{port}{self.path}"
         try:
-            status, body = _get(host, port, self.path, self.host)
+            status, body = _get(host, port, self.path, self.host, lambda: _taken(site, instance, self.port))
         except (OSError, http.client.HTTPException) as error:
             # A guest that is not up yet refuses, resets, hangs or answers rubbish: all of it means "not yet".
             return GateResult(False, f"{url}: {str(error) or type(error).__name__}")
@@ -96,10 +101,13 @@ class TcpGate:
             with socket.create_connection((host, port), timeout=CHECK_SECONDS) as connection:
                 # A forwarder accepts in the guest's place, and hangs up when the guest does not take the connection.
                 connection.settimeout(TCP_SILENCE_SECONDS)
-                if connection.recv(1) == b"":
-                    return GateResult(False, f"{where} hung up at once")
-        except TimeoutError:
-            return GateResult(True, f"{where} took the connection")
+                try:
+                    if connection.recv(1) == b"":
+                        return GateResult(False, f"{where} hung up at once")
+                except TimeoutError:
+                    if _taken(site, instance, self.port):
+                        return GateResult(True, f"{where} took the connection")
+                    return GateResult(False, f"{where}: {_NOT_TAKEN}")
         except OSError as error:
             return GateResult(False, f"{where}: {str(error) or type(error).__name__}")
         return GateResult(True, f"{where} took the connection and spoke")
@@ -214,13 +222,30 @@ def last_lines(console: str) -> list[str]:
     return [line for line in lines if line][-CONSOLE_LINES:]
 
 
-def _get(host: str, port: int, path: str, name: str | None) -> tuple[int, bytes]:
-    """(status, start of the body); `name` as HttpGate.host. Raises OSError, HTTPException; takes CHECK_SECONDS at most,
-    and a little."""
+def _taken(site: Site, instance: Instance, port: int) -> bool:
+    """Has the guest taken the connection just made to it? Given TAKEN_SECONDS: one that was made before the guest was
+    up is tried again by the network after so many seconds that a new one is answered sooner."""
+    deadline = time.monotonic() + TAKEN_SECONDS
+    while True:
+        try:
+            if site.holds_connection(instance.instance_id, port):
+                return True
+        except (NotFound, Conflict, SiteError):
+            return False  # it has just died: the next look says so
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(TAKEN_LOOK_SECONDS)
+
+
+def _get(host: str, port: int, path: str, name: str | None, taken: Callable[[], bool]) -> tuple[int, bytes]:
+    """(status, start of the body); `name` as HttpGate.host, `taken` tells whether the guest holds the connection. Raises
+    OSError, HTTPException; takes CHECK_SECONDS at most, and a little."""
     deadline = time.monotonic() + CHECK_SECONDS
     connection = http.client.HTTPConnection(host, port, timeout=CHECK_SECONDS)
     try:
         connection.connect()
+        if not taken():
+            raise ConnectionError(_NOT_TAKEN)
         # The socket's own time limit starts anew with every byte, so a guest that dribbles could hold the run for
         # ever. Shutting the socket down from outside ends whatever read is under way.
         cut = threading.Timer(max(0.0, deadline - time.monotonic()), _shut_down, [connection.sock])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -31,7 +32,8 @@ class Capture(Protocol):
 
 
 class ServiceControl:
-    """`end_push` closes a server's open push session, if there is one, saying why."""
+    """`end_push` closes a server's open push session, if there is one, saying why. `points_known` is set once the rows
+    of points say what the site holds: runs go on before that, and wait for it where they ask for points."""
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class ServiceControl:
         audit: AuditStore,
         capture: Capture,
         end_push: Callable[[str, str], None],
+        points_known: threading.Event | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._servers = servers
@@ -49,12 +52,14 @@ class ServiceControl:
         self._audit = audit
         self._capture = capture
         self._end_push = end_push
+        self._points_known = points_known
         self._now = now
 
     def server(self, tenant: str, name: str) -> Server:
         return server_of(self._servers.by_name(tenant, name), self._now())
 
     def points(self, server_id: str) -> list[Point]:
+        self._await_points()
         return self._points.newest_first(server_id)
 
     def hand_to_instance(self, server_id: str, machine_id: str, run_id: str, epoch: int | None = None) -> int:
@@ -113,6 +118,7 @@ class ServiceControl:
         return CommandState(point=row.point, output=row.output, error=row.error)
 
     def capture(self, server_id: str, instance_id: str, label: str, request_id: str) -> str:
+        self._await_points()
         server = server_of(self._servers.get(server_id), self._now())
         return self._capture(server, instance_id, label, request_id)
 
@@ -124,6 +130,10 @@ class ServiceControl:
 
     def audit(self, tenant: str, action: str, detail: str) -> None:
         self._audit.add(tenant, "service", action, detail)
+
+    def _await_points(self) -> None:
+        if self._points_known is not None:
+            self._points_known.wait()
 
     def _dismiss(self, server_id: str, because: str) -> None:
         """What the owner before was asked for, or is sending, has no future."""

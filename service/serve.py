@@ -14,6 +14,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -128,7 +129,6 @@ async def _serve(options: ServeOptions) -> None:
         if index is not None:
             resources.callback(index.close)
         receiver = Receiver(site, archive, points, data / "receiver", index=index)
-        await asyncio.to_thread(receiver.recover)
         resources.callback(receiver.close)
         reader = PointReader(archive)
         resources.callback(reader.close)
@@ -147,8 +147,15 @@ async def _serve(options: ServeOptions) -> None:
         audit = AuditStore(database)
         enrolment = Enrolment(EnrolmentStore(database), pki)
         gatekeeper = Gatekeeper(enrolment, servers, points)
+        points_known = threading.Event()
         control = ServiceControl(
-            servers, points, commands, audit, functools.partial(capture, receiver, site, points), receiver.fence
+            servers,
+            points,
+            commands,
+            audit,
+            functools.partial(capture, receiver, site, points),
+            receiver.fence,
+            points_known,
         )
         scripts = Scripts(data / "scripts")
         repairer = _boot_repair(data)
@@ -156,6 +163,12 @@ async def _serve(options: ServeOptions) -> None:
         executor = Executor(runs, site, control, scripts=scripts, repairer=repairer, witness=keeper)
         resources.callback(executor.stop)
         proofs = ProofStore(database)
+        leftovers = Leftovers(data / "drills", data / "repairs", runs, proofs, options.keep_evidence_days)
+        leftovers.clear_scratch()
+        # Before all points' manifests are read, which takes seconds for ten thousand: people wait for these runs.
+        executor.resume()
+        await asyncio.to_thread(receiver.recover)
+        points_known.set()
         book = PlanBook(
             Sources(
                 servers=servers,
@@ -170,8 +183,6 @@ async def _serve(options: ServeOptions) -> None:
             scripts,
         )
         desk = RunDesk(servers, book, runs, site, executor)
-        leftovers = Leftovers(data / "drills", data / "repairs", runs, proofs, options.keep_evidence_days)
-        leftovers.clear_scratch()
         rounds = DrillRounds(DrillStore(database), book, runs, desk, audit)
         reaper = Reaper(
             runs, site, executor.end, lambda tenant, words: audit.add(tenant, "service", "run.drill", words)
@@ -257,7 +268,6 @@ async def _serve(options: ServeOptions) -> None:
         await web.SockSite(runner, listening, ssl_context=tls).start()
         from_here = f"https://localhost:{port}" if everywhere else url
         write_private(data / "service.json", json.dumps({"url": from_here, "pid": os.getpid()}).encode())
-        executor.resume()
         chores = [
             asyncio.create_task(keep_up(receiver, reader, retention, slow_threads)),
             asyncio.create_task(_keep_certificate(pki, options.host, tls)),

@@ -5,6 +5,7 @@ Made anew for each worker from files that this machine trusts; nothing of a gues
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import os
 import re
@@ -47,11 +48,21 @@ poweroff -f
 
 
 @dataclass(frozen=True, slots=True)
+class Parts:
+    """`entries`: bin/busybox, bin/sh, and the drivers as modules/NAME.ko."""
+
+    kernel: Path
+    entries: list[cpio.Entry]
+    loads: dict[str, tuple[str, ...]]
+    """Driver -> what to load for it, in order; empty for what is built in. What is not named there is not to be had."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerImage:
     kernel: Path
     archive: bytes
     loads: dict[str, tuple[str, ...]]
-    """Driver -> what to load for it, in order; empty for what is built in. What is not named there is not to be had."""
+    """As in Parts."""
 
 
 def check() -> None:
@@ -70,27 +81,44 @@ def missing_for_ntfs() -> list[str]:
 def build(brought: Sequence[cpio.Entry] = ()) -> WorkerImage:
     """`brought` are files to have beside the worker's own. Raises ToolMissing, SiteError."""
     root = _root()
-    try:
+    parts = pick((*_AT_START, *_ON_DEMAND))
+    start = [name for driver in _AT_START for name in parts.loads[driver]]
+    entries = [cpio.folder(name) for name in ("bin", "modules", "tmp")]
+    entries += [
+        cpio.Entry("init", stat.S_IFREG | 0o755, _INIT.encode()),
+        *parts.entries,
+        cpio.Entry("modules/start", stat.S_IFREG | 0o644, " ".join(dict.fromkeys(start)).encode()),
+    ]
+    with _readable():
+        return WorkerImage(parts.kernel, cpio.pack([*entries, *_programs(root), *brought]), parts.loads)
+
+
+def pick(drivers: Sequence[str]) -> Parts:
+    """A kernel, busybox, and these drivers with all that they need. Raises ToolMissing, SiteError."""
+    root = _root()
+    with _readable():
         kernel, modules = _kernel(root)
         available = {_name(path): path for path in modules.rglob("*.ko*")}
         built_in = {_name(Path(line)) for line in (modules / "modules.builtin").read_text().split()}
         loads: dict[str, tuple[str, ...]] = {}
         contents: dict[str, bytes] = {}
-        for driver in (_name(Path(name)) for name in (*_AT_START, *_ON_DEMAND)):
+        for driver in (_name(Path(name)) for name in drivers):
             if driver in built_in:
                 loads[driver] = ()
             elif driver in available:
                 loads[driver] = tuple(_closure(driver, available, contents))
-        start = [name for driver in _AT_START for name in loads[driver]]
-        entries = [cpio.folder(name) for name in ("bin", "modules", "tmp")]
-        entries += [
-            cpio.Entry("init", stat.S_IFREG | 0o755, _INIT.encode()),
+        entries = [
             cpio.Entry("bin/busybox", stat.S_IFREG | 0o755, _busybox(root).read_bytes()),
             cpio.Entry("bin/sh", stat.S_IFLNK | 0o777, b"busybox"),
-            cpio.Entry("modules/start", stat.S_IFREG | 0o644, " ".join(dict.fromkeys(start)).encode()),
         ]
         entries += [cpio.Entry(f"modules/{name}.ko", stat.S_IFREG | 0o644, made) for name, made in contents.items()]
-        return WorkerImage(kernel, cpio.pack([*entries, *_programs(root), *brought]), loads)
+    return Parts(kernel, entries, loads)
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
     except (OSError, lzma.LZMAError, zstandard.ZstdError) as error:
         raise SiteError(f"cannot make the worker for boot repair: {error}", f"reinstall {_PACKAGES}") from error
 

@@ -287,6 +287,12 @@ class Site(Protocol):
         """What its screen shows now, as PNG or JPEG. Raises NotFound, Conflict (it does not run)."""
         ...
 
+    def holds_connection(self, instance_id: str, port: int) -> bool:
+        """Does the guest itself hold a connection that was made to this port of its, and is still open? Where addresses
+        are forwarded, the forwarder takes connections in its place, long before anything has booted. Raises NotFound,
+        Conflict (it does not run), SiteError."""
+        ...
+
     def stop(self, instance_id: str) -> None:
         """Ask the guest to shut down and return at once; watch() tells when it has."""
         ...

@@ -88,7 +88,8 @@ class EvidenceKeeper:
         text = self._plan_text(run.tenant, run.plan)
         sources = Sources(manifests=manifests, repairs=repairs, plan_text=text, host=socket.gethostname())
         facts = gather(run, sources, self._now())
-        page = render(facts, self._pictures(run.id, facts))
+        key_sha256 = hashlib.sha256(self._public_key()).hexdigest()
+        page = render(facts, self._pictures(run.id, facts), key_sha256)
         report = {"file": f"{run.id}.html", "sha256": hashlib.sha256(page).hexdigest()}
         document = sealed({**facts, "report": report}, self._key)
         self._write(run.id, report["file"], page)
@@ -121,11 +122,14 @@ class EvidenceKeeper:
         if name not in self.files(run_id):
             raise NotFound(f"the evidence of {run_id} has no {name}")
         if name == PUBLIC_KEY:
-            return self._key.public_key().public_bytes(
-                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-            )
+            return self._public_key()
         with storage_errors(f"read {name} of {run_id}"):
             return (self._of(run_id) / name).read_bytes()
+
+    def _public_key(self) -> bytes:
+        return self._key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
 
     def _manifest(self, server_id: str, point: str) -> dict[str, Any] | None:
         """None where it is not there any more, or damaged; then the evidence cannot vouch for the point's root."""

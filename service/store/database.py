@@ -13,10 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
-import alembic.command
-import alembic.config
 import sqlalchemy
-from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
@@ -74,6 +71,14 @@ class Database:
         self._engine.dispose()
 
     def _migrate(self) -> None:
+        with self.read() as connection:
+            if _revision(connection) == _newest_revision():
+                return
+
+        import alembic.command  # a tenth of a second, for what a service that was killed does not wait
+        import alembic.config
+        from alembic.util.exc import CommandError
+
         config = alembic.config.Config()
         config.set_main_option("script_location", str(files("service.store") / "migrations"))
         config.set_main_option("path_separator", "os")
@@ -107,6 +112,19 @@ class Database:
             ) from error
         except SQLAlchemyError as error:
             raise StorageError(f"the database failed: {type(error).__name__}") from error
+
+
+def _revision(connection: Connection) -> str | None:
+    """What alembic has noted of the tables; None: there are none yet."""
+    if not sqlalchemy.inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+
+
+def _newest_revision() -> str:
+    """Migrations are called v<revision>_<what it does>.py."""
+    names = (path.name for path in files("service.store").joinpath("migrations/versions").iterdir())
+    return max(name for name in names if name.startswith("v"))[1:].partition("_")[0]
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -200,6 +200,19 @@ def test_a_connection_that_is_hung_up_at_once_means_not_yet(
     assert "no address" in check_gate(TcpGate(port=8000), site_with(None), "i-1", AGENT).seen
 
 
+@pytest.mark.parametrize("gate", [TcpGate(port=8000), HttpGate(port=8000, path="/health")])
+def test_a_connection_that_only_a_forwarder_has_taken_means_not_yet(
+    guest: Callable[[Callable[[socket.socket], None]], int], monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    """As QEMU's does while the guest is still in its firmware."""
+    monkeypatch.setattr(recovery.gates, "TAKEN_SECONDS", 0.1)
+    site = site_with(guest(lambda connection: connection.recv(65_536) and None))
+    cast("MemorySite", site).forwarder_only = True
+    result = check_gate(gate, site, "i-1", AGENT)
+    assert not result.held
+    assert "the guest does not take connections yet" in result.seen
+
+
 def test_gates_about_the_guests_agent_ask_the_agent() -> None:
     assert check_gate(HeartbeatGate(), site_with(None), "i-1", AGENT) == GateResult(False, "no word")
     assert check_gate(CommandGate(name="db-ok"), site_with(None), "i-1", AGENT).seen == "no word of db-ok"

@@ -52,7 +52,8 @@ class FakeClock:
 
 @dataclass
 class MemorySite:
-    """Instances only. `console_text` is what each writes; `stubborn` ones ignore that many requests to shut down."""
+    """Instances only. `console_text` is what each writes; `stubborn` ones ignore that many requests to shut down;
+    `forwarder_only`: connections are taken in the place of guests that are not up yet."""
 
     events: list[str]
     name: str = "memory"
@@ -63,6 +64,7 @@ class MemorySite:
     before: Callable[[str], None] = lambda what: None
     on_console: Callable[[], None] = lambda: None
     per_hour: float | None = None
+    forwarder_only: bool = False
 
     def capacity(self) -> Capacity:
         return Capacity(free_bytes=1 << 40)
@@ -109,6 +111,9 @@ class MemorySite:
         if self.watch(instance_id).state is not InstanceState.RUNNING:
             raise Conflict(f"instance {instance_id} does not run")
         return b"\x89PNG of " + instance_id.encode()
+
+    def holds_connection(self, instance_id: str, port: int) -> bool:
+        return not self.forwarder_only
 
     def snapshot_location(self, key: VolumeKey, point_id: str) -> str:
         return f"{key.server_id}/{key.index}/{point_id}"

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 
 from agent.protocol.errors import NotFound
@@ -17,6 +19,8 @@ class World:
         self.ended: list[tuple[str, str]] = []
         self.captured: list[tuple[str, str, str, str]] = []
         self.audit = AuditStore(database)
+        self.points_known = threading.Event()
+        self.points_known.set()
         self.control: Control = ServiceControl(
             ServerStore(database),
             PointStore(database),
@@ -24,6 +28,7 @@ class World:
             self.audit,
             self._capture,
             lambda server_id, because: self.ended.append((server_id, because)),
+            self.points_known,
             now=lambda: 100.0,
         )
 
@@ -45,6 +50,19 @@ def test_a_server_is_found_by_name_with_how_long_it_was_silent(world: World) -> 
         world.control.server("default", "web02")
     with pytest.raises(NotFound):
         world.control.server("somebody-else", "web01")
+
+
+@pytest.mark.parametrize("ask", ["points", "capture"])
+def test_who_asks_for_points_waits_until_it_is_known_which_there_are(world: World, ask: str) -> None:
+    world.points_known.clear()
+    arguments = ["srv-1"] if ask == "points" else ["srv-1", "i-1", "final", "failback-1.4"]
+    asking = threading.Thread(target=getattr(world.control, ask), args=arguments)
+    asking.start()
+    assert world.control.server("default", "web01").id == "srv-1", "all else goes on"
+    assert asking.is_alive()
+    assert world.captured == []
+    world.points_known.set()
+    asking.join()
 
 
 def test_a_failover_ends_the_push_and_the_requests_of_the_owner_before(world: World) -> None:

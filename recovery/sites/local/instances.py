@@ -144,12 +144,18 @@ class Instances:
         return _CONTROL.sub("", written.decode(errors="replace"))
 
     def screenshot(self, instance_id: str) -> bytes:
+        with storage_errors(f"take a picture of {instance_id}"):
+            return self._running(instance_id).screenshot()
+
+    def holds_connection(self, instance_id: str, port: int) -> bool:
+        return self._running(instance_id).holds_connection(port)
+
+    def _running(self, instance_id: str) -> Machine:
         self._existing(instance_id)
         machine = self._machine(instance_id)
         if machine.pid() is None:
-            raise Conflict(f"instance {instance_id} does not run, so its screen shows nothing", "launch it first")
-        with storage_errors(f"take a picture of {instance_id}"):
-            return machine.screenshot()
+            raise Conflict(f"instance {instance_id} does not run", "launch it first")
+        return machine
 
     def stop(self, instance_id: str) -> None:
         self._existing(instance_id)

@@ -97,6 +97,14 @@ class Machine:
         finally:
             picture.unlink(missing_ok=True)
 
+    def holds_connection(self, port: int) -> bool:
+        """Is there one to this port of the guest's that got an answer from the guest? Raises SiteError."""
+        line = "info usernet"
+        table = qmp.execute(self.folder / _MONITOR, "human-monitor-command", **{"command-line": line})
+        rows = [row.split() for row in table.splitlines()]
+        # protocol and state, descriptor, the near end's address and port, the guest's address and port, two queues
+        return any(row[0] == "TCP[ESTABLISHED]" and row[5] == str(port) for row in rows if len(row) == 8)
+
     def write_out_metadata(self, index: int) -> None:
         """What it holds in memory of a volume's qcow2 tables goes to the file, so that others can read them."""
         qmp.execute(

@@ -167,6 +167,9 @@ class LocalSite:
     def screenshot(self, instance_id: str) -> bytes:
         return self._instances.screenshot(instance_id)
 
+    def holds_connection(self, instance_id: str, port: int) -> bool:
+        return self._instances.holds_connection(instance_id, port)
+
     def stop(self, instance_id: str) -> None:
         self._instances.stop(instance_id)
 

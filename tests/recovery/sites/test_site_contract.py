@@ -353,8 +353,11 @@ def test_an_instance_boots_writes_to_its_own_volume_stops_starts_and_ends(site: 
     site.stop("i-1")
     with pytest.raises(Conflict, match="does not run"):
         site.screenshot("i-1")
-    with pytest.raises(NotFound):
-        site.screenshot("i-9")
+    with pytest.raises(Conflict, match="does not run"):
+        site.holds_connection("i-1", 80)
+    for ask in (site.screenshot, lambda instance_id: site.holds_connection(instance_id, 80)):
+        with pytest.raises(NotFound):
+            ask("i-9")
     assert covers(site.instance_changes("i-1", 0), WRITES_AT)
     volume = site.open_instance_volume("i-1", 0)
     assert volume.read(WRITES_AT, 64) == before[:64]
@@ -379,8 +382,9 @@ def test_the_ports_asked_for_are_reached_where_the_instance_says(
 ) -> None:
     instance = site.launch(bootable(ports={80: 0, 22: 0}, network=network))
     assert set(instance.addresses) == {22, 80}
-    for address in instance.addresses.values():
-        socket.create_connection(address, timeout=PATIENCE_SECONDS).close()
+    for port, address in instance.addresses.items():
+        with socket.create_connection(address, timeout=PATIENCE_SECONDS):
+            assert not site.holds_connection("i-1", port), "this guest has no network: somebody took it in its place"
     assert site.watch("i-1").addresses == instance.addresses
     assert instance.network is network
 

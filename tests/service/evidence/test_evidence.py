@@ -153,6 +153,23 @@ def test_the_page_holds_the_picture_and_nothing_of_a_guests_runs_in_it(office: O
     assert "it FAILED at 'gate web01'" in checked.text()
 
 
+def test_the_page_tells_an_auditor_how_old_the_point_was_and_which_key_to_expect(
+    office: Office, tmp_path: Path
+) -> None:
+    run = drill()
+    launch = next(step for step in run.steps if step.action == "launch")
+    launch.args["taken_at"] = "1970-01-01T00:11:39.000Z"
+    launch.state, launch.error = StepState.FAILED, "instance i-1 is stopped: no memory\nand much more"
+    witnessed(office, run)
+    path, key = office.give_out("drill-1", tmp_path / "out")
+    page = Path(path).with_suffix(".html").read_text()
+    assert "taken 1970-01-01 00:11:39 UTC, 5 min before the button was pressed; crash-consistent" in page
+    assert "failed: instance i-1 is stopped: no memory" in page
+    assert "and much more" not in page
+    assert hashlib.sha256(Path(key).read_bytes()).hexdigest() in page
+    assert "understudy evidence verify drill-1.json --key sign.pub" in page
+
+
 def test_any_byte_that_was_altered_is_found(office: Office, tmp_path: Path) -> None:
     witnessed(office, drill())
     path, key = office.give_out("drill-1", tmp_path / "out")

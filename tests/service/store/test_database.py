@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 from agent.protocol.errors import Conflict, StorageError, StorageFull, UsageError
-from service.store.database import Database, sqlite_url
+from service.store.database import Database, _newest_revision, sqlite_url
 from service.store.runs import RunRows
 from service.store.schema import metadata, tenants
 
@@ -44,6 +44,13 @@ def test_opening_twice_changes_nothing(tmp_path: Path) -> None:
     with again.read() as connection:
         assert connection.execute(select(tenants.c.name)).scalars().all() == ["a"]
     again.close()
+
+
+def test_migrations_are_named_for_their_revisions_so_that_a_start_can_tell_that_there_is_none_to_do(
+    database: Database,
+) -> None:
+    with database.read() as connection:
+        assert MigrationContext.configure(connection).get_current_revision() == _newest_revision()
 
 
 def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
