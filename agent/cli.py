@@ -96,13 +96,14 @@ def _relocate(options: argparse.Namespace) -> None:
 def _push(options: argparse.Namespace) -> None:
     from agent.client import ServiceClient
     from agent.progress import ProgressBar
-    from agent.push.push import PushResult, push
 
     _take_priority(options)
 
-    async def run(bar: ProgressBar) -> PushResult:
+    async def run(bar: ProgressBar) -> Any:
         state = _state(options)
         async with ServiceClient.of(state) as client:
+            from agent.push.push import push  # takes about as long as a line
+
             return await push(state, client, label=options.label, on_progress=bar)
 
     with ProgressBar("push", enabled=not options.json) as bar:

@@ -15,14 +15,13 @@ import ssl
 import time
 import urllib.parse
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from agent.lines import LinePool
 from agent.pacing.pace import Pace
-from agent.pieces import WORKERS
 from agent.protocol.errors import (
     BadMessage,
     TransportError,
@@ -33,7 +32,7 @@ from agent.protocol.errors import (
 from agent.protocol.messages import PROTOCOL_VERSION, VERSION_HEADER, from_json, to_json
 from agent.protocol.tokens import SERVICE_NAME
 from agent.state import State
-from agent.transport import ANSWER_SECONDS, BLOCKS_SECONDS, Buffer, LinePool, WireCount
+from agent.transport import ANSWER_SECONDS, BLOCKS_SECONDS, Buffer, WireCount
 
 DEFAULT_PATIENCE_SECONDS = 30.0
 BLOCKS_TYPE = "application/octet-stream"
@@ -83,7 +82,6 @@ class ServiceClient:
             raise UsageError(f"{url!r} is no address", "it looks like https://HOST:8470")
         self._lines = LinePool(host, port, context, server_hostname, pace)
         self._pace = pace
-        self._threads = ThreadPoolExecutor(WORKERS, "line")
 
     @property
     def wire(self) -> WireCount:
@@ -118,6 +116,7 @@ class ServiceClient:
         return client
 
     async def __aenter__(self) -> Self:
+        self._lines.connect()
         return self
 
     async def __aexit__(
@@ -126,7 +125,10 @@ class ServiceClient:
         if self._pace is not None:
             self._pace.close()
         self._lines.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def expect_much(self) -> None:
+        """Much is about to be sent."""
+        self._lines.expect_much()
 
     async def ask(self, path: str, message: Any, reply: type[T], *, method: str = "POST") -> T:
         """Send a message, get one back. Raises what the service answered, or TransportError, TrustError."""
@@ -135,15 +137,18 @@ class ServiceClient:
 
     async def bring(self, path: str, body: Sequence[Buffer], reply: type[T]) -> T:
         """Send frames, a body in parts, and get a message back. Raises as ask() does."""
-        return _message(reply, path, await self.call("POST", path, body))
+        return _message(reply, path, await self.call("POST", path, body, brief=True))
 
-    async def call(self, method: str, path: str, body: Sequence[Buffer], content_type: str = BLOCKS_TYPE) -> bytes:
-        """One request, its body in parts, repeated while the line is down and patience lasts."""
+    async def call(
+        self, method: str, path: str, body: Sequence[Buffer], content_type: str = BLOCKS_TYPE, *, brief: bool = False
+    ) -> bytes:
+        """One request, its body in parts, repeated while the line is down and patience lasts. `brief`: its answer will
+        be short, so that others may follow it on its line."""
         first_failure: float | None = None
         delay_seconds = 0.2
         while True:
             try:
-                return await self._once(method, path, body, content_type)
+                return await self._once(method, path, body, content_type, brief)
             except TransportError:
                 self._check_certificate()
                 first_failure = first_failure or time.monotonic()
@@ -169,17 +174,16 @@ class ServiceClient:
             "check this machine's clock; if it is right, enrol again: understudy-agent enroll URL TOKEN",
         )
 
-    async def _once(self, method: str, path: str, body: Sequence[Buffer], content_type: str) -> bytes:
+    async def _once(self, method: str, path: str, body: Sequence[Buffer], content_type: str, brief: bool) -> bytes:
         headers = {
             VERSION_HEADER: str(PROTOCOL_VERSION),
             "Content-Type": content_type,
             "Accept-Encoding": "identity",
         }
         silence_seconds = BLOCKS_SECONDS if content_type == BLOCKS_TYPE else ANSWER_SECONDS
-        loop = asyncio.get_running_loop()
         try:
-            status, answer = await loop.run_in_executor(
-                self._threads, self._lines.request, method, path, body, headers, silence_seconds
+            status, answer = await asyncio.wrap_future(
+                self._lines.ask(method, path, body, headers, silence_seconds, brief=brief)
             )
         except (http.client.HTTPException, OSError) as error:
             raise _translated(self._url, error) from error

@@ -55,14 +55,20 @@ class _Shared(Iterator[T]):
             return next(self._items)
 
 
-async def share_out(pieces: Iterable[T], work: Callable[[Iterator[T], memoryview], Coroutine[Any, Any, None]]) -> None:
+async def share_out(
+    pieces: Iterable[T], work: Callable[[Iterator[T], memoryview], Coroutine[Any, Any, None]], workers: int = WORKERS
+) -> None:
     """Let a few workers take pieces from one iterator, each with an aligned buffer of its own for PIECE_BYTES, so that
-    disk, processors and line are busy at once. The iterator may be taken from in threads. Raises what the first to
-    fail raised; the others are cancelled."""
+    disk, processors and line are busy at once. The iterator may be taken from in threads. Raises as side_by_side."""
     shared = _Shared(pieces)
+    await side_by_side([work(shared, aligned_buffer(PIECE_BYTES)) for _ in range(workers)])
+
+
+async def side_by_side(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do all of them. Raises what the first to fail raised; the others are cancelled."""
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(WORKERS):
-                group.create_task(work(shared, aligned_buffer(PIECE_BYTES)))
+            for work in works:
+                group.create_task(work)
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None

@@ -7,6 +7,7 @@ import socket
 
 from aiohttp.http_exceptions import HttpProcessingError
 
+from agent.protocol.congestion import prefer_bbr
 from agent.protocol.errors import UsageError
 
 
@@ -14,11 +15,13 @@ def listen(host: str, port: int) -> socket.socket:
     """Take the address; nothing answers there yet. Raises UsageError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listening = socket.create_server((host, port), family=family)
     except OSError as error:
         raise UsageError(
             f"cannot listen on {host}:{port}: {error.strerror}", "choose another: --listen HOST:PORT"
         ) from None
+    prefer_bbr(listening)
+    return listening
 
 
 def in_one_line(record: logging.LogRecord) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from agent.client import ServiceClient
+from agent.pieces import WORKERS, side_by_side
 from agent.protocol.digests import ZERO_DIGEST, DigestMap
 from agent.protocol.errors import BadMessage, DigestMismatch
 from agent.protocol.frames import Answer, blocks_frame
@@ -21,7 +22,7 @@ from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import BlocksReply
 from agent.protocol.pages import Patch, differing_pages, encode_patches, page_count
 from agent.push.changes import Change, contents
-from agent.push.offers import Offers
+from agent.push.offers import Offers, Said
 from agent.push.packing import PATCH_LEVEL, batch_bytes_for, level_for
 
 RATE_WEIGHT = 0.3
@@ -72,7 +73,14 @@ class Bringer:
     brought, `finish` must be called."""
 
     def __init__(
-        self, index: int, held: DigestMap, client: ServiceClient, threads: Executor, tally: Tally, session: str
+        self,
+        index: int,
+        held: DigestMap,
+        client: ServiceClient,
+        threads: Executor,
+        tally: Tally,
+        session: str,
+        on_reply: Callable[[BlocksReply], None] = lambda reply: None,
     ) -> None:
         self._path = f"/agent/v1/sessions/{session}/volumes/{index}"
         self._held = held
@@ -80,18 +88,23 @@ class Bringer:
         self._client = client
         self._threads = threads
         self._tally = tally
+        self._on_reply = on_reply
         self._rate: float | None = None
         self._offers = Offers(self._path, self._grid, client, at_once=1)
         self._offers_of_new = Offers(self._path, self._grid, client, at_once=NEW_AT_ONCE)
         self._patches = _Waiting()
+        self._sending = asyncio.Semaphore(WORKERS)
         self._wrong: list[int] = []
 
-    async def bring(self, changes: Sequence[Change], *, whole: bool = False) -> None:
+    async def bring(self, changes: Sequence[Change], *, whole: bool = False, new: bool = False) -> None:
         """Make the receiver hold these blocks, at most as many as one OFFER may name; their indices rise. Pages of
-        some may wait, as copies, for `finish`; none do if they are to go `whole`."""
+        some may wait, as copies, for `finish`; none do if they are to go `whole`. `new`: the receiver is known
+        to lack them, and would answer so."""
         if not changes:
             return
-        if whole:
+        if new:
+            said = [Said(Answer.LACKING)] * len(changes)
+        elif whole:
             said = await self._offers.ask_apart(changes, with_sums=False)
         elif all(self._held[change.index] == ZERO_DIGEST for change in changes):
             said = await self._offers_of_new.ask(changes)
@@ -132,15 +145,23 @@ class Bringer:
         return found
 
     async def _send_whole(self, changes: list[Change], among_patches: bool) -> None:
-        while changes:  # what a request takes changes with the line
+        """Side by side, in as many requests as it takes: a piece is no one worker's, so that the last ones of a volume
+        still fill all lines."""
+        requests = []
+        while changes:
             count = self._fitting(changes)
+            requests.append(self._send_some(changes[:count], among_patches))
+            changes = changes[count:]
+        await side_by_side(requests)
+
+    async def _send_some(self, changes: list[Change], among_patches: bool) -> None:
+        async with self._sending:
             level = level_for(self._client.network_rate)
             if among_patches:  # few and scattered: packing them better costs next to nothing
                 level = max(level, PATCH_LEVEL)
-            body = await self._in_thread(self._packed, changes[:count], level)
+            body = await self._in_thread(self._packed, changes, level)
             if (await self._send(body)).mismatched:
                 raise DigestMismatch("the receiver does not take blocks that were sent whole")
-            changes = changes[count:]
 
     def _fitting(self, changes: list[Change]) -> int:
         """How many of these to send whole in one request; at least one."""
@@ -167,6 +188,7 @@ class Bringer:
     async def _send(self, body: Sequence[Buffer]) -> BlocksReply:
         began = time.monotonic()
         reply = await self._client.bring(f"{self._path}/blocks", body, BlocksReply)
+        self._on_reply(reply)
         self._measure(sum(map(len, body)), time.monotonic() - began)
         return reply
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from agent.pieces import PIECE_BYTES
 
-BATCH_SECONDS = 1.0
-"""What a request takes, at most: a cut costs the requests under way, and they share the line."""
+BATCH_SECONDS = 0.5
+"""What a request takes, at most: a cut costs the requests under way, and they share the line. The last ones of a push
+end at different times, by about as much, and meanwhile the line is not full."""
 KEPT_SHARE = 4
 """A piece of which less than a quarter changed is not sent for itself: its changes wait until there are more."""
 FIRST_BATCH_BYTES = 256 << 10

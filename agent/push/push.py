@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from agent.client import ServiceClient
 from agent.inventory import machine_id
+from agent.pieces import WORKERS, side_by_side
 from agent.protocol.digests import DigestMap
 from agent.protocol.errors import RootMismatch, SessionUnknown, UsageError, VolumeBusy
 from agent.protocol.grid import DEFAULT_BLOCK_BYTES, BlockGrid
@@ -37,6 +38,8 @@ from agent.volumes.topology import mounted_filesystems
 BUSY_PATIENCE_SECONDS = 30.0
 COMMIT_PATIENCE_SECONDS = 3600.0
 ATTEMPTS = 4
+VOLUMES_AT_ONCE = 4
+"""They share the workers, so that their buffers are no more than those of one."""
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +119,8 @@ class _Attempt:
         self._total_bytes = 0
 
     async def run(self) -> PushResult:
+        if any(self._state.position(path) is None for path in self._paths):
+            self._client.expect_much()
         with contextlib.ExitStack() as resources:
             protected = await asyncio.to_thread(open_protected, self._state, self._paths, resources)
             sources = [one.source for one in protected]
@@ -123,12 +128,15 @@ class _Attempt:
             self._total_bytes = sum(grid.size_bytes for grid in grids)
             begun = await self._begin(protected, grids)
             watched = [self._watch(index, one, resources) for index, one in enumerate(protected)]
-            for index, (one, standing) in enumerate(zip(watched, begun.volumes, strict=True)):
+            for index, one in enumerate(watched):
                 held = one.volume.held
-                one.volume.bringer = Bringer(index, held, self._client, self._threads, self._tally, begun.session)
-                one.volume.unasked = Unasked(index, held, self._client, self._tally, begun.session, offers=begun.offers)
+                unasked = Unasked(index, held, self._client, self._tally, begun.session, offers=begun.offers)
+                one.volume.unasked = unasked
+                one.volume.bringer = Bringer(
+                    index, held, self._client, self._threads, self._tally, begun.session, unasked.heard
+                )
                 resources.callback(held.close)
-                await one.volume.send_all(trust_held=self._recall(index, one.volume, standing))
+            await self._send_all(watched, begun.volumes)
             for source in sources:
                 source.check_unchanged()
             filesystems = mounted_filesystems(*(source.path for source in sources))
@@ -149,6 +157,17 @@ class _Attempt:
             completeness=point.completeness,
             found_at={one.path: one.found_at for one in protected if one.found_at is not None},
         )
+
+    async def _send_all(self, watched: list[Watched], standings: list[VolumeStanding]) -> None:
+        """Some volumes side by side: they share a line that is limited, and the end of one fills no line alone."""
+        turns = asyncio.Semaphore(VOLUMES_AT_ONCE)
+
+        async def send(index: int, volume: VolumePush, standing: VolumeStanding) -> None:
+            async with turns:
+                await volume.send_all(trust_held=self._recall(index, volume, standing))
+
+        pairs = zip(watched, standings, strict=True)
+        await side_by_side([send(index, one.volume, standing) for index, (one, standing) in enumerate(pairs)])
 
     async def _begin(self, protected: list[ProtectedSource], grids: list[BlockGrid]) -> BeginReply:
         request = BeginRequest(
@@ -173,7 +192,8 @@ class _Attempt:
         if isinstance(tracker, ChangeTracker):
             resources.callback(tracker.close)
         held = self._state.new_digests(protected.path, grid)
-        volume = VolumePush(index, source, held, self._threads, self._tally, self._progress)
+        workers = WORKERS // min(len(self._paths), VOLUMES_AT_ONCE)
+        volume = VolumePush(index, source, held, self._threads, self._tally, self._progress, workers)
         return Watched(volume, tracker, mark(source.path))
 
     def _recall(self, index: int, volume: VolumePush, standing: VolumeStanding) -> bool:

@@ -12,7 +12,7 @@ from agent.protocol.errors import BadMessage
 from agent.protocol.frames import blocks_frame
 from agent.protocol.messages import BlocksReply
 from agent.push.bring import Tally
-from agent.push.packing import BATCH_SECONDS, KEPT_SHARE, level_for
+from agent.push.packing import KEPT_SHARE, level_for
 
 Buffer = bytes | bytearray | memoryview
 
@@ -30,14 +30,11 @@ class Unasked:
         self._offers = offers
 
     def packed(self, blocks: range, digests: bytes, content: memoryview) -> list[Buffer] | None:
-        """The body that brings these blocks, or None if they have to be offered. For any thread; `content` is theirs,
-        of which `held` is known to be true.
-
-        A line that is too slow to take whole pieces at once has time for offers."""
+        """The body that brings these blocks, or None if they have to be offered or are too much for one request, since
+        the line takes no such within a second. For any thread; `content` is theirs, of which `held` is known to be
+        true."""
         rate = self._client.network_rate
-        if self._offers or rate is None or rate * BATCH_SECONDS < WORKERS * PIECE_BYTES:
-            return None
-        if self._held.run(blocks) != bytes(len(digests)):
+        if rate is None or rate < WORKERS * PIECE_BYTES or not self.lacking(blocks):
             return None
         present = _present(digests)
         if len(present) * KEPT_SHARE < len(blocks):
@@ -50,12 +47,20 @@ class Unasked:
             digests = b"".join([digests[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES] for at in present])
         return [*blocks_frame([blocks[at] for at in present], digests, parts, level_for(rate))]
 
+    def lacking(self, blocks: range) -> bool:
+        """Is it known that the receiver lacks these, whatever they are, so that they need not be offered?"""
+        return not self._offers and self._held.run(blocks) == bytes(len(blocks) * DIGEST_BYTES)
+
+    def heard(self, reply: BlocksReply) -> None:
+        """What the receiver says with each answer."""
+        self._offers = self._offers or reply.offers
+
     async def send(self, blocks: range, digests: bytes, body: list[Buffer]) -> None:
         """Bring what `packed` gave for these blocks."""
         reply = await self._client.bring(self._path, body, BlocksReply)
         if reply.mismatched:
             raise BadMessage("the receiver says of blocks that were sent whole that they did not come out right")
-        self._offers = self._offers or reply.offers
+        self.heard(reply)
         self._tally.changed_bytes += sum(self._held.grid.length(blocks[at]) for at in _present(digests))
         self._held.set_run(blocks, digests)
 

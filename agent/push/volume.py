@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from agent.pieces import PIECE_BYTES, hash_piece, piece_blocks, pieces_with_data, share_out
+from agent.pieces import PIECE_BYTES, WORKERS, hash_piece, piece_blocks, pieces_with_data, share_out
 from agent.protocol.digests import DIGEST_BYTES, ZERO_DIGEST, DigestMap
 from agent.protocol.grid import BlockGrid
 from agent.push.bring import Bringer, Tally
@@ -75,7 +75,9 @@ class VolumePush:
         threads: Executor,
         tally: Tally,
         on_progress: Callable[[int], None],
+        workers: int = WORKERS,
     ) -> None:
+        """`workers`: how many pieces it has in hand at once."""
         self.index = index
         self.source = source
         self.grid: BlockGrid = held.grid
@@ -85,6 +87,7 @@ class VolumePush:
         self._threads = threads
         self._tally = tally
         self._on_progress = on_progress
+        self._workers = workers
 
     async def send_all(self, *, trust_held: bool) -> None:
         """Read the whole volume (but not its holes) and bring the receiver to it.
@@ -155,9 +158,9 @@ class VolumePush:
                     async with turns:
                         await self.bringer.bring(together)
             else:
-                await self.bringer.bring(changes)
+                await self.bringer.bring(changes, new=trust_held and self.unasked.lacking(blocks))
 
-        await share_out(pieces, worker)
+        await share_out(pieces, worker, self._workers)
         await self.bringer.bring(scattered.taken())
         await self._bring_whole(await self.bringer.finish())
 

@@ -68,6 +68,8 @@ class Relay:
         self.struck = threading.Event()
         self.meanwhile: Callable[[], None] = lambda: None
         """Called before each piece passes towards the service, which waits for it."""
+        self.passed_bytes = 0
+        """Towards the service, so far."""
         self._lock = threading.Lock()
         self._lines: list[_Line] = []
         self._fault: Fault | None = None
@@ -142,6 +144,8 @@ class Relay:
             while data := source.recv(_CHUNK_BYTES):
                 if upward:
                     self.meanwhile()
+                    with self._lock:
+                        self.passed_bytes += len(data)
                     line.sent += data[: max(0, (1 << 20) - len(line.sent))]
                     data = self._pass(line, data)
                 self._wait(line, len(data))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Agent, Ledger, Service
+from tests.faults.harness import Agent, Ledger, Service, ended
 from tests.faults.images import change_image, make_image
 from tests.faults.relay import Fault, Harm, Relay
+from tests.patience import eventually
 
 
 @pytest.fixture
@@ -43,6 +44,25 @@ def test_a_push_lives_through(
     relay.disarm()
     change_image(image, random.Random(2))
     ledger.reported(agent.push(), image)
+    ledger.check(service)
+
+
+def test_a_cut_costs_no_more_than_what_the_line_carries_in_a_second(
+    agent: Agent, relay: Relay, ledger: Ledger, service: Service, tmp_path: Path
+) -> None:
+    """So a line that is cut every ten seconds carries a tenth of it twice at most."""
+    rng, rate = random.Random(5), 4_000_000
+    image = tmp_path / "disk.raw"
+    image.write_bytes(rng.randbytes(40 << 20))  # cannot be packed
+    agent.protect(image)
+    agent.ask("limit", f"{rate}B/s", "--json").document  # noqa: B018  # asserts
+    push = agent.begin("push", "--json")
+    for _ in range(3):
+        relay.arm(Fault(Harm.RESET, after_bytes=rng.randrange(6 << 20, 10 << 20)))
+        eventually(relay.struck.is_set)
+    done = ended(push)
+    ledger.reported(done, image)
+    assert done.document["sent_bytes"] < image.stat().st_size * 1.02 + 3 * rate
     ledger.check(service)
 
 

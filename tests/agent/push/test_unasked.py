@@ -75,7 +75,7 @@ def test_a_body_brings_what_is_not_zero_and_then_the_replica_holds_it(zero: tupl
 def test_everything_is_offered_that_the_replica_may_hold_something_like() -> None:
     sender = Sender(Line())
     sender.held[BLOCKS[2]] = b"x" * 32
-    assert sender.packed(piece()) is None
+    assert sender.packed(piece()) is None and not sender.unasked.lacking(BLOCKS)
 
 
 def test_everything_is_offered_where_the_receiver_wants_it_and_from_when_on_it_does() -> None:
@@ -84,12 +84,13 @@ def test_everything_is_offered_where_the_receiver_wants_it_and_from_when_on_it_d
     sender.line.reply = BlocksReply(written_blocks=8, offers=True)
     sender.send(piece())
     sender.held.set_run(BLOCKS, bytes(len(BLOCKS) * 32))
-    assert sender.packed(piece()) is None
+    assert sender.packed(piece()) is None and not sender.unasked.lacking(BLOCKS)
 
 
 @pytest.mark.parametrize("rate", [None, SLOW])
 def test_a_line_that_is_slow_or_not_known_yet_gets_no_whole_pieces(rate: float | None) -> None:
-    assert Sender(Line(rate)).packed(piece()) is None
+    sender = Sender(Line(rate))
+    assert sender.packed(piece()) is None and sender.unasked.lacking(BLOCKS)
 
 
 def test_few_blocks_wait_for_others() -> None:

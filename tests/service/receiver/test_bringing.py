@@ -132,6 +132,23 @@ def test_blocks_whose_pages_were_wrongly_thought_to_be_there_go_whole(
     assert bench.content(pusher.commit(session, fresh).id) == fresh
 
 
+def test_a_first_push_offers_nothing_also_where_the_line_takes_no_whole_pieces(
+    bench: Bench, pusher: Pusher, tmp_path: Path, threads: Executor
+) -> None:
+    fresh = random.Random(3).randbytes(BLOCK * BLOCKS)
+    path = tmp_path / "disk"
+    path.write_bytes(fresh)
+    begun = pusher.begin(fresh)
+    client, held, tally = Client(bench), DigestMap(GRID), Tally()
+    volume = VolumePush(0, SourceVolume.open(path), held, threads, tally, lambda _: None)
+    volume.unasked = Unasked(0, held, client, tally, begun.session, offers=begun.offers)
+    volume.bringer = Bringer(0, held, client, threads, tally, begun.session, volume.unasked.heard)
+    asyncio.run(volume.send_all(trust_held=True))
+    volume.source.close()
+    assert set(client.requests) == {"blocks"} and tally.changed_bytes == len(fresh)
+    assert bench.content(pusher.commit(begun.session, fresh).id) == fresh
+
+
 class Slow(Client):
     """A request begins, and others may begin to wait, before it is answered; or fails, if it is told to."""
 

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from agent.client import pinned_context
-from agent.transport import LinePool
-from tests.patience import PATIENCE_SECONDS
+from agent.lines import EACH, LINES, LinePool
+from tests.patience import PATIENCE_SECONDS, eventually
 
 MIB = 1 << 20
 
@@ -37,6 +37,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/wait":
             server.waiting.set()
             server.go_on.wait(PATIENCE_SECONDS)
+        if self.path == "/followed":  # answered when on all lines the next request has begun to come
+            self.rfile.peek(1)
+            server.all_followed.wait(PATIENCE_SECONDS)
+        if self.path == "/cut" and not server.cut:
+            server.cut = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
         self.send_response(418 if self.path == "/teapot" else 200)
         answer = body[::-1]
         self.send_header("Content-Length", str(len(answer)))
@@ -57,6 +64,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.context = context
         self.bodies: list[bytes] = []
         self.connections: list[socket.socket] = []
+        self.all_followed = threading.Barrier(LINES)
+        self.cut = False
         self.waiting, self.go_on = threading.Event(), threading.Event()
 
     def get_request(self) -> tuple[socket.socket, object]:
@@ -115,23 +124,23 @@ def pool(server: Server, tmp_path: Path) -> Iterator[LinePool]:
 
 def test_a_body_in_parts_arrives_whole_and_its_answer_comes_back(server: Server, pool: LinePool) -> None:
     parts = [os.urandom(3 * MIB), b"", memoryview(b"end")]
-    status, answer = pool.request("POST", "/", parts, {})
+    status, answer = pool.ask("POST", "/", parts, {}).result(PATIENCE_SECONDS)
     assert (status, server.bodies) == (200, [b"".join(parts)])
     assert answer == b"".join(parts)[::-1]
-    assert pool.request("POST", "/teapot", [b"x"], {})[0] == 418
+    assert pool.ask("POST", "/teapot", [b"x"], {}).result(PATIENCE_SECONDS)[0] == 418
 
 
 def test_lines_are_used_again(server: Server, pool: LinePool) -> None:
     for _ in range(5):
-        pool.request("POST", "/", [b"x"], {})
+        pool.ask("POST", "/", [b"x"], {}).result(PATIENCE_SECONDS)
     assert len(server.connections) == 1
 
 
 def test_what_passed_is_counted_with_tls_and_both_ways(pool: LinePool) -> None:
-    pool.request("POST", "/", [bytes(MIB)], {})
+    pool.ask("POST", "/", [bytes(MIB)], {}).result(PATIENCE_SECONDS)
     first = pool.wire.sent_bytes, pool.wire.received_bytes
     assert all(MIB < count < MIB * 1.02 + 8192 for count in first)
-    pool.request("POST", "/", [b"x"], {})
+    pool.ask("POST", "/", [b"x"], {}).result(PATIENCE_SECONDS)
     assert all(
         0 < after - before < 8192
         for before, after in zip(first, (pool.wire.sent_bytes, pool.wire.received_bytes), strict=True)
@@ -140,16 +149,68 @@ def test_what_passed_is_counted_with_tls_and_both_ways(pool: LinePool) -> None:
 
 
 def test_a_line_that_was_cut_while_idle_is_made_anew(server: Server, pool: LinePool) -> None:
-    pool.request("POST", "/", [b"1"], {})
+    pool.ask("POST", "/", [b"1"], {}).result(PATIENCE_SECONDS)
     server.connections[0].shutdown(socket.SHUT_RDWR)
-    assert pool.request("POST", "/", [b"2"], {}) == (200, b"2")
+    assert pool.ask("POST", "/", [b"2"], {}).result(PATIENCE_SECONDS) == (200, b"2")
     assert len(server.connections) == 2
 
 
 def test_a_line_that_the_service_closes_is_not_used_again(server: Server, pool: LinePool) -> None:
-    pool.request("POST", "/last", [b"1"], {})
-    assert pool.request("POST", "/", [b"2"], {}) == (200, b"2")
+    pool.ask("POST", "/last", [b"1"], {}).result(PATIENCE_SECONDS)
+    assert pool.ask("POST", "/", [b"2"], {}).result(PATIENCE_SECONDS) == (200, b"2")
     assert len(server.connections) == 2 and len(server.bodies) == 2
+
+
+def test_what_is_sent_follows_on_busy_lines_before_these_are_answered(server: Server, pool: LinePool) -> None:
+    asked = [pool.ask("POST", "/followed", [b"%d" % number], {}, brief=True) for number in range(LINES)]
+    asked += [pool.ask("POST", "/", [b"%d" % number], {}, brief=True) for number in range(LINES, LINES * EACH)]
+    answers = [one.result(PATIENCE_SECONDS) for one in asked]
+    assert answers == [(200, b"%d" % number) for number in range(LINES * EACH)]
+    assert len(server.connections) == LINES
+
+
+def test_it_goes_when_it_comes_also_while_all_lines_wait_for_answers(server: Server, pool: LinePool) -> None:
+    first = [pool.ask("POST", "/followed", [b"1"], {}, brief=True) for _ in range(LINES)]
+    eventually(lambda: len(server.bodies) == LINES)
+    second = [pool.ask("POST", "/", [b"2"], {}, brief=True) for _ in range(LINES)]
+    assert {one.result(PATIENCE_SECONDS) for one in first} == {(200, b"1")}
+    assert {one.result(PATIENCE_SECONDS) for one in second} == {(200, b"2")}
+
+
+def test_no_large_body_is_sent_while_a_large_answer_is_not_read(
+    pool: LinePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service would not read on before we do, and we would not before it does."""
+    monkeypatch.setattr("agent.lines.LINES", 1)
+    body = os.urandom(24 * MIB)  # more than the sockets of both ends take
+    asked = [pool.ask("POST", "/", [body], {}) for _ in range(2)]
+    assert {one.result(PATIENCE_SECONDS) for one in asked} == {(200, body[::-1])}
+
+
+def test_all_that_was_under_way_on_a_line_that_is_cut_goes_again(
+    server: Server, pool: LinePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.lines.LINES", 1)
+    first = pool.ask("POST", "/", [b"1"], {}, brief=True)
+    assert first.result(PATIENCE_SECONDS) == (200, b"1")
+    asked = [pool.ask("POST", path, [b"2"], {}, brief=True) for path in ("/cut", "/")]
+    assert [one.result(PATIENCE_SECONDS) for one in asked] == [(200, b"2")] * 2
+    assert len(server.connections) == 2
+
+
+def test_to_a_service_that_is_far_all_lines_are_made_together_if_much_is_to_be_sent(
+    server: Server, pool: LinePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.lines.FAR_SECONDS", 0.0)
+    pool.expect_much()
+    pool.ask("POST", "/", [b"1"], {}).result(PATIENCE_SECONDS)
+    eventually(lambda: len(server.connections) == LINES)
+
+
+def test_a_line_made_in_advance_takes_the_first_request(server: Server, pool: LinePool) -> None:
+    pool.connect()
+    pool.ask("POST", "/", [b"1"], {}).result(PATIENCE_SECONDS)
+    assert len(server.connections) == 1
 
 
 def test_closing_wakes_who_waits_for_an_answer(server: Server, pool: LinePool) -> None:
@@ -157,7 +218,7 @@ def test_closing_wakes_who_waits_for_an_answer(server: Server, pool: LinePool) -
 
     def ask() -> None:
         try:
-            pool.request("POST", "/wait", [b"x"], {})
+            pool.ask("POST", "/wait", [b"x"], {}).result(PATIENCE_SECONDS)
         except (OSError, http.client.HTTPException) as error:
             failures.append(error)
 
@@ -173,4 +234,4 @@ def test_a_service_that_is_not_there_is_an_error_at_once(pool: LinePool, server:
     server.shutdown()
     server.socket.close()
     with pytest.raises(OSError):
-        pool.request("POST", "/", [b"x"], {})
+        pool.ask("POST", "/", [b"x"], {}).result(PATIENCE_SECONDS)
