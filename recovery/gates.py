@@ -238,8 +238,8 @@ def _taken(site: Site, instance: Instance, port: int) -> bool:
 
 
 def _get(host: str, port: int, path: str, name: str | None, taken: Callable[[], bool]) -> tuple[int, bytes]:
-    """(status, start of the body); `name` as HttpGate.host, `taken` tells whether the guest holds the connection. Raises
-    OSError, HTTPException; takes CHECK_SECONDS at most, and a little."""
+    """(status, start of the body); `name` as HttpGate.host, `taken` tells whether the guest holds the connection.
+    Raises OSError, HTTPException; takes CHECK_SECONDS at most, and a little."""
     deadline = time.monotonic() + CHECK_SECONDS
     connection = http.client.HTTPConnection(host, port, timeout=CHECK_SECONDS)
     try:
