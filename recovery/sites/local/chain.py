@@ -11,7 +11,8 @@ from pathlib import Path
 
 from agent.protocol.errors import NotFound, StorageError
 from recovery.sites.local.durable import check_name, storage_errors, sync_file, sync_folder
-from recovery.sites.local.qcow2 import Header, complaints, cover, merge_down, read_header, resize
+from recovery.sites.local.qcow2 import Header, complaints, merge_down, read_header
+from recovery.sites.local.reshape import cover, resize
 
 HEAD = "head"
 _IMAGE = ".qcow2"

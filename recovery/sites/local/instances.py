@@ -25,7 +25,7 @@ from recovery.sites.local.qemu import (
     free_port,
     is_used,
 )
-from recovery.sites.local.volume_io import LocalVolumeIO
+from recovery.sites.local.snapshot_io import SnapshotIO
 
 _SPEC = "spec.json"
 _HOST = "127.0.0.1"
@@ -71,7 +71,7 @@ class Instances:
         self._snapshots = snapshots
         self._accel = accel
         self._launching = threading.Lock()
-        self._open: set[LocalVolumeIO] = set()
+        self._open: set[SnapshotIO] = set()
 
     def objections(self, spec: InstanceSpec) -> list[str]:
         available = available_memory_mib()
@@ -186,12 +186,15 @@ class Instances:
             machine.write_out_metadata(index)
         return qcow2.allocated(path)
 
-    def open_volume(self, instance_id: str, index: int) -> LocalVolumeIO:
+    def open_volume(self, instance_id: str, index: int) -> SnapshotIO:
         path = self._existing_volume(instance_id, index)
         with self._launching:
             if self._machine(instance_id).pid() is not None:
                 raise Conflict(f"instance {instance_id} runs", "stop it first, and wait until it has")
-            io = LocalVolumeIO(path, writable=False, on_close=lambda: self._open.discard(io))
+            key, point_id = self._existing(instance_id).spec.points[index]
+            point = self._snapshots.existing_point(key, point_id)
+            layers, size_bytes = [path, *qcow2.layers(point)], qcow2.read_header(point).size_bytes
+            io = SnapshotIO(layers, size_bytes, on_close=lambda: self._open.discard(io))
             self._open.add(io)
             return io
 

@@ -15,7 +15,6 @@ from agent.protocol.errors import StorageError
 from recovery.sites.contract import Extent
 from recovery.sites.local.durable import storage_errors
 from recovery.sites.local.tools import QEMU_IMG, last_line, qemu_img, tool
-from recovery.sites.local.volume_io import LocalVolumeIO
 
 SECTOR_BYTES = 512
 MAX_LAYERS = 10_000
@@ -86,42 +85,6 @@ def create(path: Path, size_bytes: int, backing: str | None) -> None:
             new.unlink(missing_ok=True)
 
 
-def resize(path: Path, size_bytes: int) -> None:
-    """Cut, or grow with zeros. Repeatable; the file's layer may be left with zeros at its end when this is cut off."""
-    present_bytes = read_header(path).size_bytes
-    if size_bytes == present_bytes:
-        return
-    doing = f"resize {path}"
-    if size_bytes < present_bytes:
-        # qemu-img keeps what the last cluster holds behind the new end, and growing would bring it back
-        io = LocalVolumeIO(path, writable=True, on_close=lambda: None)
-        try:
-            io.zero(size_bytes, present_bytes - size_bytes)
-            io.flush()
-        finally:
-            io.close()
-        qemu_img("resize", "-q", "-f", "qcow2", "--shrink", str(path), str(size_bytes), doing=doing, changing=path)
-    else:
-        qemu_img("resize", "-q", "-f", "qcow2", str(path), str(size_bytes), doing=doing, changing=path)
-
-
-def cover(path: Path, start: int) -> None:
-    """From `start` on the file holds explicit zeros where it held nothing: whatever its backing file may come to show
-    there, it reads the same. Nothing may lie behind `start` in the backing file. Repeatable."""
-    size_bytes = read_header(path).size_bytes
-    held = [extent for extent in allocated(path) if extent.offset + extent.length > start]
-    io = LocalVolumeIO(path, writable=True, on_close=lambda: None)
-    try:
-        at = start
-        for extent in [*held, Extent(size_bytes, 0)]:
-            if extent.offset > at:
-                io.zero(at, extent.offset - at)
-            at = extent.offset + extent.length
-        io.flush()
-    finally:
-        io.close()
-
-
 def allocated(path: Path) -> list[Extent]:
     """What this one file holds, zeros included, without looking at its backing file. The file may be in use."""
     size_bytes, alone = read_size(path), f"json:{json.dumps(_alone(path))}"
@@ -168,6 +131,13 @@ def complaints(path: Path) -> list[str]:
         return [f"{path}: {last_line(done.stderr) or 'qemu-img check gives no answer'}"]
     wrong = found.get("corruptions", 0) + found.get("check-errors", 0)
     return [f"{path}: qemu-img check finds {wrong} errors in its structures"] if wrong else []
+
+
+def repair_leaks(path: Path) -> None:
+    """Look this one file's structures over, and give back what nothing leads to. Raises StorageError where they are
+    wrong in another way, Conflict where another process has the file."""
+    alone = f"json:{json.dumps(_alone(path))}"
+    qemu_img("check", "-q", "-r", "leaks", alone, doing=f"look over {path}", changing=path)
 
 
 def _alone(path: Path) -> dict[str, object]:

@@ -31,8 +31,9 @@ _SIZES = {
 class LocalSite:
     """Implements `recovery.sites.contract.Site`. One process at a time has a folder; close() gives it back.
 
-    Finding the folder as a killed process left it, the constructor ends that process's storage daemons and completes
-    what it was deleting. Instances go on running. Raises Conflict (another process has the folder), StorageError.
+    Finding the folder as a killed process left it, the constructor ends what that process had qemu-img do, and
+    completes what it was deleting. Instances go on running. Raises Conflict (another process has the folder),
+    StorageError.
     """
 
     def __init__(self, root: Path, *, accel: str | None = None) -> None:

@@ -8,10 +8,7 @@ processor time than all the rest. A wrong place would be noticed: every block th
 from __future__ import annotations
 
 import bisect
-import errno
 import json
-import mmap
-import os
 import threading
 from array import array
 from collections import OrderedDict
@@ -20,13 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.protocol.errors import Conflict, StorageError
-from recovery.sites.local.durable import storage_errors
+from recovery.sites.local.disk_file import DiskFile
 from recovery.sites.local.tools import qemu_img
 
 STRETCH_BYTES = 1 << 30
 """Of volume that one map covers: 16,384 pieces and half a MiB of memory if every cluster lies for itself."""
 MAX_STRETCHES = 8
-SCRATCH_BYTES = 4 << 20
 
 
 class _Map:
@@ -67,12 +63,10 @@ class SnapshotIO:
         self._on_close = on_close
         self._lock = threading.Lock()
         self._stretches: OrderedDict[int, _Stretch] = OrderedDict()
-        self._files: list[tuple[int, int] | None] = []
-        self._own = threading.local()
+        self._files: list[DiskFile] = []
         try:
             for layer in layers:
-                with storage_errors(f"open {layer}"):
-                    self._files.append((_open_direct(layer), os.open(layer, os.O_RDONLY | os.O_CLOEXEC)))
+                self._files.append(DiskFile(layer))
         except BaseException:
             self._close_files()
             raise
@@ -109,9 +103,8 @@ class SnapshotIO:
 
     def _close_files(self) -> None:
         files, self._files = self._files, []
-        for pair in files:
-            for descriptor in {*(pair or ())} - {-1}:
-                os.close(descriptor)
+        for file in files:
+            file.close()
 
     def _read_stretch(self, offset: int, into: memoryview) -> None:
         found = self._map(offset // STRETCH_BYTES)
@@ -123,45 +116,12 @@ class SnapshotIO:
             if layer < 0:
                 into[:length] = bytes(length)
             else:
-                with storage_errors(f"read {self._layers[layer]}"):
-                    self._read_file(layer, found.places[at] + skip, into[:length])
-            offset, into, at = offset + length, into[length:], at + 1
-
-    def _read_file(self, layer: int, place: int, into: memoryview) -> None:
-        try:
-            pair = self._files[layer]
-        except IndexError:
-            raise StorageError(f"{self._layers[0].name} was closed") from None
-        assert pair is not None
-        direct, cached = pair
-        while into:
-            count = 0
-            if direct >= 0:
                 try:
-                    count = self._read_direct(direct, place, into)
-                except OSError as error:
-                    if error.errno != errno.EINVAL:  # the disk wants another alignment than ours
-                        raise
-            count = count or os.preadv(cached, [into], place)
-            if count == 0:
-                raise StorageError(f"{self._layers[layer]} ends before the block at {place}", "restore it from a copy")
-            place, into = place + count, into[count:]
-
-    def _read_direct(self, direct: int, place: int, into: memoryview) -> int:
-        """As much as one read gives; by way of aligned memory where `into` is not aligned (EINVAL)."""
-        try:
-            return os.preadv(direct, [into], place)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-        scratch: memoryview | None = getattr(self._own, "scratch", None)
-        if scratch is None:
-            scratch = self._own.scratch = memoryview(mmap.mmap(-1, SCRATCH_BYTES))
-        length = min(len(into), SCRATCH_BYTES)
-        count = os.preadv(direct, [scratch[: -(-length // mmap.PAGESIZE) * mmap.PAGESIZE]], place)
-        count = min(count, length)
-        into[:count] = scratch[:count]
-        return count
+                    file = self._files[layer]
+                except IndexError:
+                    raise StorageError(f"{self._layers[0].name} was closed") from None
+                file.read_into(found.places[at] + skip, into[:length])
+            offset, into, at = offset + length, into[length:], at + 1
 
     def _map(self, number: int) -> _Map:
         with self._lock:
@@ -196,13 +156,3 @@ class SnapshotIO:
         if reached < start + length:
             raise StorageError(f"qemu-img does not say where {self._layers[0].name} has byte {reached}")
         return found
-
-
-def _open_direct(path: Path) -> int:
-    """-1 where the filesystem knows no I/O round its cache (tmpfs)."""
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return -1

@@ -16,7 +16,6 @@ from pathlib import Path
 from agent.protocol.errors import Conflict, SiteError, StorageError, StorageFull, ToolMissing
 
 QEMU_IMG = "qemu-img"
-STORAGE_DAEMON = "qemu-storage-daemon"
 _END_SECONDS = 30.0
 _LOOK_SECONDS = 0.02
 
@@ -72,7 +71,7 @@ def failure(doing: str, stderr: str) -> SiteError | StorageError | Conflict:
 def last_line(text: str) -> str:
     """The last line with something on it, without the program's name in front."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("qemu-img: ").removeprefix("qemu-storage-daemon: ") if lines else ""
+    return lines[-1].removeprefix("qemu-img: ") if lines else ""
 
 
 def command_line(pid: int) -> list[str]:
@@ -128,7 +127,7 @@ def _wait_gone(descriptor: int, limit_seconds: float) -> None:
 
 
 def end_left_behind(root: Path) -> None:
-    """Kill the storage daemons and qemu-img at work below `root` (absolute) that outlived the service they served, and
+    """Kill each qemu-img at work below `root` (absolute) that outlived the service it served, and
     wait until nobody works in `root/*/*` any more. Raises Conflict if that does not come about."""
     _kill_tools(root)
     deadline = time.monotonic() + _END_SECONDS
@@ -156,5 +155,5 @@ def _locked(descriptor: int) -> bool:
 def _kill_tools(root: Path) -> None:
     inside = f"{root}/"
     for pid, arguments in processes():
-        if Path(arguments[0]).name in (QEMU_IMG, STORAGE_DAEMON) and any(inside in part for part in arguments[1:]):
+        if Path(arguments[0]).name == QEMU_IMG and any(inside in part for part in arguments[1:]):
             kill(pid, arguments)

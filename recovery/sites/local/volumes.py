@@ -16,8 +16,9 @@ from recovery.sites.contract import Extent, VolumeIO, VolumeKey
 from recovery.sites.local import qcow2
 from recovery.sites.local.chain import Chain
 from recovery.sites.local.durable import check_name, make_folder, storage_errors, sync_folder
+from recovery.sites.local.layer_io import LayerIO
+from recovery.sites.local.reshape import resize
 from recovery.sites.local.snapshot_io import SnapshotIO
-from recovery.sites.local.volume_io import LocalVolumeIO
 
 _log = logging.getLogger(__name__)
 IO = TypeVar("IO", bound=VolumeIO)
@@ -59,7 +60,7 @@ class Volumes:
             if chain.head.exists():
                 damage = chain.damage_of_head()
                 if damage is None:
-                    qcow2.resize(chain.head, size_bytes)
+                    resize(chain.head, size_bytes)
                     return
                 # only what a push brought that made no point of it: the next one brings it again
                 _log.warning(
@@ -70,10 +71,10 @@ class Volumes:
             points = chain.points()
             qcow2.create(chain.head, size_bytes, chain.point(points[-1]).name if points else None)
 
-    def open(self, key: VolumeKey) -> LocalVolumeIO:
+    def open(self, key: VolumeKey) -> LayerIO:
         with self._change(key):
             head = self._existing_head(key)
-            return self._opened(key, lambda closed: LocalVolumeIO(head, writable=True, on_close=closed), writable=True)
+            return self._opened(key, lambda closed: LayerIO(head, on_close=closed), writable=True)
 
     def open_snapshot(self, key: VolumeKey, point_id: str) -> SnapshotIO:
         with self._guard(key).changing:
@@ -126,13 +127,12 @@ class Volumes:
                 )
             with storage_errors(f"heal {path}"):
                 path.chmod(0o644)
-                io = LocalVolumeIO(path, writable=True, on_close=lambda: None)
                 try:
-                    for offset, data in parts:
-                        io.write(offset, data)
-                    io.flush()
+                    with contextlib.closing(LayerIO(path)) as io:
+                        for offset, data in parts:
+                            io.write(offset, data)
+                        io.flush()
                 finally:
-                    io.close()
                     path.chmod(0o444)
 
     def snapshots(self, key: VolumeKey) -> list[str]:

@@ -164,15 +164,20 @@ def test_an_answer_to_a_pull_has_a_limit(bench: Bench, pusher: Pusher, monkeypat
     reader.close()
 
 
-def test_a_head_whose_daemon_died_unnoticed_is_read_back(bench: Bench, pusher: Pusher) -> None:
+def test_a_head_whose_disk_did_not_keep_what_was_written_is_read_back(
+    bench: Bench, pusher: Pusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = make_image(8, seed=1)
     begun = pusher.begin(image)
     lacking = pusher.offer(begun.session, image)
     pusher.send(begun.session, image, lacking)
-    head = bench.receiver.sessions.get(begun.session, SERVER.id).heads[0]
-    head._io._daemon.kill()  # type: ignore[attr-defined]
-    head._io._daemon.wait()  # type: ignore[attr-defined]
-    again = pusher.begin(image, supersedes=begun.session)
+
+    def failing(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", failing)
+        again = pusher.begin(image, supersedes=begun.session)
     pusher.send(again.session, image, pusher.offer(again.session, image))
     assert bench.content(pusher.commit(again.session, image).id) == image
 
