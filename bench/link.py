@@ -104,7 +104,8 @@ class _Passing:
         """By (addresses, ports) of a direction: what its receiver last acknowledged, so what it takes next."""
 
     def run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, 0, -20)  # a line does not slow down because its ends are busy
+        with contextlib.suppress(OSError):  # not every root may
+            os.setpriority(os.PRIO_PROCESS, 0, -20)  # a line does not slow down because its ends are busy
         cut_at = time.monotonic() + self._line.cut_seconds if self._line.cut_seconds else float("inf")
         while True:
             now = time.monotonic()
