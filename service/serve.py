@@ -278,6 +278,7 @@ async def _serve(options: ServeOptions) -> None:
         ]
         gc.collect()
         gc.freeze()  # what is here now stays to the end, and need not be looked through again and again
+        gc.enable()
         print(f"ready {url}", flush=True)
         log.info("ready at %s, data in %s", url, data)
         if reason := worker.unavailable():

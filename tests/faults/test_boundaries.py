@@ -4,12 +4,14 @@ real guests, boot repair, scripts, gates, the proof of a drill, and the way home
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.harness import Agent, Service, ended, nothing_left_behind, run, sum_of
+from tests.faults.harness import BINARIES, Agent, Service, ended, nothing_left_behind, run, sum_of
 from tests.faults.test_owners import as_machine
 from tests.patience import PATIENCE_SECONDS
 from tests.recovery.repair.conftest import worker_parts
@@ -78,6 +80,34 @@ class DyingService(Service):
             self.kill()
             self.start()
 
+    def ask_until(
+        self,
+        there: Callable[[], bool],
+        heard: Callable[[], bool],
+        command: tuple[str, ...],
+        people: Callable[[], None] = lambda: None,
+    ) -> None:
+        """An operator's command, said again whenever it has ended and was not heard; the service is started again
+        whenever it has died; `people` do what they do meanwhile."""
+        line = [str(BINARIES / "understudy"), *command, "--data", str(self.data)]
+        asking: subprocess.Popen[bytes] | None = None
+        limit = time.monotonic() + 6 * PATIENCE_SECONDS
+        try:
+            while not there():
+                assert time.monotonic() < limit, self.log()[-4000:]
+                self.revive()
+                if (asking is None or asking.poll() is not None) and not heard():
+                    asking = subprocess.Popen(
+                        line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                    )
+                people()
+                time.sleep(0.05)
+        finally:
+            if asking is not None:
+                asking.kill()
+                asking.wait()
+        self.revive()
+
     def died(self) -> set[str]:
         return {path.name for path in self.marks.iterdir()}
 
@@ -117,19 +147,16 @@ class Estate:
         assert service.ask("plan", "apply", plan).code == 0
 
     def until(self, kind: str, state: str, ask: tuple[str, ...], people: Callable[[], None] = lambda: None) -> None:
-        """Have the run of this kind come to `state`, asking for that as an operator would: again after each crash, as
-        long as nobody has heard."""
-        limit = time.monotonic() + 6 * PATIENCE_SECONDS
-        waiting = ("running",) if state == "succeeded" else ("running", "ending")
-        while self.service.states(kind) != [state]:
-            assert time.monotonic() < limit, (self.service.states(kind), self.service.log()[-4000:])
-            assert "failed" not in self.service.states(kind), self.service.steps(kind)
-            self.service.revive()
-            if not set(self.service.states(kind)) & set(waiting) or state == "ended":
-                self.service.ask(*ask)
-            people()
-            time.sleep(0.05)
-        self.service.revive()
+        """Have the run of this kind come to `state`, asking for that as an operator would: again after a crash, where
+        nobody has heard."""
+        on_its_way = {"running"} if state == "succeeded" else {"ending"}
+
+        def heard() -> bool:
+            states = self.service.states(kind)
+            assert "failed" not in states, self.service.steps(kind)
+            return bool(on_its_way & set(states))
+
+        self.service.ask_until(lambda: self.service.states(kind) == [state], heard, ask, people)
 
     def id_of(self, kind: str) -> str:
         (found,) = self.service.rows("SELECT id FROM runs WHERE kind = ?", kind)
@@ -158,11 +185,15 @@ def estate(worker_parts: None, tmp_path: Path) -> Iterator[Estate]:
         yield Estate(tmp_path, service)
         assert service.ask("verify", "--all").code == 0
     finally:
+        for kind in ("failback", "drill", "failover"):  # what is brought home is ended last
+            for found in service.rows("SELECT id FROM runs WHERE kind = ? AND state != 'ended'", kind):
+                over = functools.partial(
+                    service.rows, "SELECT 1 FROM runs WHERE id = ? AND state = 'ended'", found["id"]
+                )
+                service.ask_until(
+                    lambda over=over: bool(over()), lambda: False, ("end", found["id"], "--force", "--yes")
+                )
         service.revive()
-        while left := service.rows("SELECT id FROM runs WHERE state != 'ended' ORDER BY created_at DESC"):
-            for found in left:
-                service.ask("end", found["id"], "--force", "--yes")
-                service.revive()
         assert service.stop() == 0, service.log()[-4000:]
     assert "Traceback" not in service.log(), service.log()[-8000:]
     assert nothing_left_behind(tmp_path) == []
