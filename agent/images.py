@@ -52,7 +52,7 @@ def _at(image: BinaryIO, offset: int) -> bytes:
 def _partitions(first_sector: bytes, image: BinaryIO) -> Iterator[tuple[bytes, int]]:
     """(type, where it begins in bytes) of each in a GPT, else a DOS table; a type of one byte is a DOS table's."""
     header = _at(image, _SECTOR_BYTES)
-    if header[:8] == b"EFI PART":
+    if header[:8] == b"EFI PART" and len(header) == _SECTOR_BYTES:
         table, count, size = struct.unpack_from("<QII", header, 72)
         for number in range(min(count, _MAX_PARTITIONS) if _MIN_ENTRY_BYTES <= size <= _SECTOR_BYTES else 0):
             entry = _at(image, table * _SECTOR_BYTES + number * size)
