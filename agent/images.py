@@ -4,11 +4,12 @@ partition table and first bytes tell. This machine's own answers would be about 
 
 from __future__ import annotations
 
+import os
 import struct
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _SECTOR_BYTES = 512
 _MAX_PARTITIONS = 128
@@ -40,22 +41,23 @@ def describe_image(paths: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _at(image: Any, offset: int) -> bytes:
+def _at(image: BinaryIO, offset: int) -> bytes:
+    """The sector there; empty behind the image's end, wherever a table says it is."""
+    if offset >= os.fstat(image.fileno()).st_size:
+        return b""
     image.seek(offset)
-    return bytes(image.read(_SECTOR_BYTES))
+    return image.read(_SECTOR_BYTES)
 
 
-def _partitions(first_sector: bytes, image: Any) -> Iterator[tuple[bytes, int]]:
+def _partitions(first_sector: bytes, image: BinaryIO) -> Iterator[tuple[bytes, int]]:
     """(type, where it begins in bytes) of each in a GPT, else a DOS table; a type of one byte is a DOS table's."""
     header = _at(image, _SECTOR_BYTES)
-    if header[:8] == b"EFI PART":
+    if header[:8] == b"EFI PART" and len(header) == _SECTOR_BYTES:
         table, count, size = struct.unpack_from("<QII", header, 72)
         for number in range(min(count, _MAX_PARTITIONS) if _MIN_ENTRY_BYTES <= size <= _SECTOR_BYTES else 0):
-            place = table * _SECTOR_BYTES + number * size
-            entry = _at(image, place) if place < 1 << 62 else b""
-            start = int.from_bytes(entry[32:40], "little") * _SECTOR_BYTES
-            if len(entry) >= 40 and any(entry[:16]) and start < 1 << 62:
-                yield entry[:16], start
+            entry = _at(image, table * _SECTOR_BYTES + number * size)
+            if len(entry) >= 40 and any(entry[:16]):
+                yield entry[:16], int.from_bytes(entry[32:40], "little") * _SECTOR_BYTES
     elif first_sector[510:512] == b"\x55\xaa":
         for number in range(4):
             entry = first_sector[446 + 16 * number : 462 + 16 * number]

@@ -64,6 +64,13 @@ def test_an_image_without_a_table_says_little(tmp_path: Path) -> None:
     assert said(tmp_path / "disk") == ("an image file", "bios")
 
 
+@pytest.mark.parametrize("length", [1, 511, 512, 520, 1023, 1024, 1100, 1048576])
+def test_an_image_that_was_cut_short_is_described(length: int, tmp_path: Path) -> None:
+    path = gpt(tmp_path / "disk", (EFI, b""), (DATA, NTFS))
+    os.truncate(path, length)
+    assert said(path)[0] == "an image file"
+
+
 def test_a_device_and_what_is_not_there_are_not_described(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for paths in ([], ["/dev/null"], [str(tmp_path / "nothing")], [str(tmp_path)], [str(tmp_path / "pipe")]):
