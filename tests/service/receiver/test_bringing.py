@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -267,3 +269,53 @@ def test_few_requests_with_patches_are_under_way_and_a_little_more_may_wait(
     asyncio.run(bring())
     assert client.most_under_way == PATCHES_AT_ONCE
     assert bench.content(pusher.commit(session, fresh).id) == fresh
+
+
+class Counted(SourceVolume):
+    """Tells how often each piece was read."""
+
+    reads: Counter[int]
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        self.reads[offset] += 1
+        super().read_into(buffer, offset)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_what_was_looked_at_ahead_is_read_again_only_if_it_has_to_be_brought(
+    bench: Bench, pusher: Pusher, tmp_path: Path, threads: Executor, trusted: bool
+) -> None:
+    image = image_of(6)
+    pusher.push(image)
+    fresh = image[: 5 * BLOCK] + changed(image, 1)[:BLOCK] + image[6 * BLOCK :]
+    path = tmp_path / "disk"
+    path.write_bytes(fresh)
+    session = pusher.begin(fresh).session
+    volume = volume_of(Client(bench), session, image, path, threads)
+    volume.source.close()
+    with Counted.open(path) as source:
+        source.reads = Counter()
+        volume.source = source
+        volume.look_ahead(threading.Event())
+        pieces = set(source.reads)
+        assert len(pieces) > 2 and set(source.reads.values()) == {1}
+        asyncio.run(volume.send_all(trust_held=trusted))
+    again = {offset for offset in pieces if source.reads[offset] == 2}
+    assert again == ({0} if trusted else pieces)
+    assert bench.content(pusher.commit(session, fresh).id) == fresh
+
+
+def test_looking_ahead_ends_when_it_is_told_to(bench: Bench, pusher: Pusher, tmp_path: Path, threads: Executor) -> None:
+    image = image_of(7)
+    path = tmp_path / "disk"
+    path.write_bytes(image)
+    session = pusher.begin(image).session
+    volume = volume_of(Client(bench), session, bytes(len(image)), path, threads)
+    volume.source.close()
+    stop = threading.Event()
+    stop.set()
+    with Counted.open(path) as source:
+        source.reads = Counter()
+        volume.source = source
+        volume.look_ahead(stop)
+        assert not source.reads
