@@ -108,7 +108,7 @@ async def _hellos(service: Service, agents: list[tuple[str, str]], seconds: floa
         }  # fmt: skip
         body = json.dumps(hello).encode()
         head = (
-            f"POST /agent/v1/hello HTTP/1.1\r\nHost: x\r\nUnderstudy-Protocol: 1\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"POST /agent/v1/hello HTTP/1.1\r\nHost: x\r\nUnderstudy-Protocol: 2\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         async with connecting:
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)

@@ -39,6 +39,7 @@ MAX_BLOCKS = 65_536
 MAX_PLAIN_BYTES = 8 << 20
 _HEADER = struct.Struct("<4sBBHIII")
 _SEAL_BYTES = 32
+_WINDOW_LOG = 22
 
 
 class Kind(enum.IntEnum):
@@ -114,9 +115,7 @@ class Frame:
             # A zstd frame states its own size and the library believes it, so compare before unpacking anything.
             if zstandard.frame_content_size(self.payload) != self.plain_bytes:
                 raise BadFrame("the payload does not unpack to the announced size")
-            plain = zstandard.ZstdDecompressor(max_window_size=MAX_PLAIN_BYTES).decompress(
-                self.payload, max_output_size=self.plain_bytes, allow_extra_data=False
-            )
+            plain = _decompressor().decompress(self.payload, max_output_size=self.plain_bytes, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise BadFrame(f"the payload does not unpack: {error}") from None
         if len(plain) != self.plain_bytes:
@@ -183,8 +182,20 @@ def _compressor(level: int) -> zstandard.ZstdCompressor:
     """This thread's compressor: to set one up costs as much as to pack some blocks."""
     compressors: dict[int, zstandard.ZstdCompressor] = _own.__dict__.setdefault("compressors", {})
     if level not in compressors:
-        compressors[level] = zstandard.ZstdCompressor(level=level, write_content_size=True)
+        # Low levels look back less far than a request is long; to look back over all of it costs them nothing.
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            level, window_log=_WINDOW_LOG, write_content_size=True
+        )
+        compressors[level] = zstandard.ZstdCompressor(compression_params=parameters)
     return compressors[level]
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """The same for unpacking."""
+    decompressor: zstandard.ZstdDecompressor | None = getattr(_own, "decompressor", None)
+    if decompressor is None:
+        decompressor = _own.decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_PLAIN_BYTES)
+    return decompressor
 
 
 def head_bytes(count: int) -> int:

@@ -1,7 +1,7 @@
 """The JSON messages between agent and service, as dataclasses, and the one function that reads them.
 
 A message is a JSON object. Fields this version does not know are ignored, so that either side may be newer;
-fields it needs and does not find are a BadMessage that names them. Both sides send `Understudy-Protocol: 1`.
+fields it needs and does not find are a BadMessage that names them. Both sides send `Understudy-Protocol: 2`.
 
 JSON can say more than can be kept: numbers without bounds, halves of characters. What comes in is kept for long (in
 signed manifests, in the database), so whatever could not be read back is refused here, before anything is done with it.
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from agent.protocol.errors import BadMessage
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 VERSION_HEADER = "Understudy-Protocol"
 MAX_JSON_BYTES = 4 << 20
 MAX_VOLUMES = 128  # what one EC2 instance can have attached

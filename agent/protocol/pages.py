@@ -1,8 +1,8 @@
 """Pages: a changed block travels as those of its 4 KiB pages that changed, where the receiver holds an older block.
 
-The receiver names the sum of each page that it holds, its CRC-32; the sender compares them with its own and
-sends the pages that differ. Sums are short, so a page may be missed: the digest of the whole block proves the result,
-and a block that fails it is sent whole. A PATCHES frame's payload, before packing, is
+The receiver names the sum of each page that it holds, the lower half of its CRC-32; the sender compares them with its
+own and sends the pages that differ. Sums are short, so one changed page in 65,536 is missed: the digest of the whole
+block proves the result, and a block that fails it is sent whole. A PATCHES frame's payload, before packing, is
 
     for each block one bit for each of its pages, lowest first, in block_bytes / 32768 bytes (at least one),
     then the pages whose bits are set, in order; only the last page of a volume may be short.
@@ -20,7 +20,7 @@ from agent.protocol.frames import Frame, Kind, patches_frame
 from agent.protocol.grid import BlockGrid
 
 PAGE_BYTES = 4096
-SUM_BYTES = 4
+SUM_BYTES = 2
 
 Buffer = bytes | bytearray | memoryview
 
@@ -33,13 +33,13 @@ def page_count(block_bytes: int) -> int:
 def page_sums(block: Buffer) -> bytes:
     """The sums of a block's pages, one after the other."""
     # not BLAKE3: for so little data it lets go of the GIL, and waiting to get it back takes longer than the sum
-    sums = [zlib.crc32(block[at : at + PAGE_BYTES]) for at in range(0, len(block), PAGE_BYTES)]
-    return struct.pack(f"<{len(sums)}I", *sums)
+    sums = [zlib.crc32(block[at : at + PAGE_BYTES]) & 0xFFFF for at in range(0, len(block), PAGE_BYTES)]
+    return struct.pack(f"<{len(sums)}H", *sums)
 
 
 def differing_pages(block: Buffer, other_sums: bytes) -> list[int]:
     """The pages of `block` whose sums are not those of another block of the same length."""
-    shape = f"<{len(other_sums) // SUM_BYTES}I"
+    shape = f"<{len(other_sums) // SUM_BYTES}H"
     sums = zip(struct.unpack(shape, page_sums(block)), struct.unpack(shape, other_sums), strict=True)
     return [page for page, (own, other) in enumerate(sums) if own != other]
 

@@ -17,8 +17,6 @@ from agent.protocol.grid import BlockGrid
 from agent.protocol.pages import SUM_BYTES, page_count
 from agent.push.changes import Change
 
-AT_ONCE = 1
-
 
 @dataclass(frozen=True, slots=True)
 class Said:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -126,8 +127,8 @@ class _Attempt:
             sources = [one.source for one in protected]
             grids = [BlockGrid(source.size_bytes, DEFAULT_BLOCK_BYTES) for source in sources]
             self._total_bytes = sum(grid.size_bytes for grid in grids)
-            begun = await self._begin(protected, grids)
             watched = [self._watch(index, one, resources) for index, one in enumerate(protected)]
+            begun = await self._begin_looking_ahead(protected, grids, watched[0].volume)
             for index, one in enumerate(watched):
                 held = one.volume.held
                 unasked = Unasked(index, held, self._client, self._tally, begun.session, offers=begun.offers)
@@ -135,7 +136,6 @@ class _Attempt:
                 one.volume.bringer = Bringer(
                     index, held, self._client, self._threads, self._tally, begun.session, unasked.heard
                 )
-                resources.callback(held.close)
             await self._send_all(watched, begun.volumes)
             for source in sources:
                 source.check_unchanged()
@@ -184,6 +184,20 @@ class _Attempt:
         self._state.save_session(begun.session)
         return begun
 
+    async def _begin_looking_ahead(
+        self, protected: list[ProtectedSource], grids: list[BlockGrid], first: VolumePush
+    ) -> BeginReply:
+        """While the receiver opens its volumes, the first one here is read already, if it was pushed before."""
+        if self._state.position(self._paths[0]) is None:
+            return await self._begin(protected, grids)
+        stop = threading.Event()
+        looking = asyncio.get_running_loop().run_in_executor(self._threads, first.look_ahead, stop)
+        try:
+            return await self._begin(protected, grids)
+        finally:
+            stop.set()
+            await looking
+
     def _watch(self, index: int, protected: ProtectedSource, resources: contextlib.ExitStack) -> Watched:
         """Begin to notice changes: before anything is read, so that none can fall between."""
         source = protected.source
@@ -192,6 +206,7 @@ class _Attempt:
         if isinstance(tracker, ChangeTracker):
             resources.callback(tracker.close)
         held = self._state.new_digests(protected.path, grid)
+        resources.callback(held.close)
         workers = WORKERS // min(len(self._paths), VOLUMES_AT_ONCE)
         volume = VolumePush(index, source, held, self._threads, self._tally, self._progress, workers)
         return Watched(volume, tracker, mark(source.path))

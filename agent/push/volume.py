@@ -7,6 +7,8 @@ an entry changes when the receiver has answered for that block. A push is done w
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ SCATTERED_AT_ONCE = 2
 
 PIECES_AT_ONCE = 16
 """The most that a thread looks at before the event loop hears of it."""
+PIECES_AHEAD = 256
+"""The most that are looked at before it is known whether there will be a push."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -88,6 +92,20 @@ class VolumePush:
         self._tally = tally
         self._on_progress = on_progress
         self._workers = workers
+        self._ahead: dict[int, bytes] = {}
+        """Digests of pieces that were looked at ahead, by their first blocks."""
+
+    def look_ahead(self, stop: threading.Event) -> None:
+        """Read from the front, in this thread, while nobody knows yet what the receiver holds. What turns out not to
+        have changed is not read again by `send_all`; its content is not kept."""
+        buffer = aligned_buffer(PIECE_BYTES)
+        pieces = pieces_with_data(self.grid, self.source.data_ranges())
+        for blocks, has_data in itertools.islice(pieces, PIECES_AHEAD):
+            if stop.is_set():
+                break
+            if has_data:
+                self._ahead[blocks.start] = self._read_and_hash(blocks, buffer)
+                self._tally.read_bytes += self.grid.span(blocks)[1]
 
     async def send_all(self, *, trust_held: bool) -> None:
         """Read the whole volume (but not its holes) and bring the receiver to it.
@@ -184,9 +202,11 @@ class VolumePush:
                 break
             blocks, has_data = piece
             length = self.grid.span(blocks)[1]
+            look.passed_bytes += length
+            if trust_held and self._ahead.pop(blocks.start, None) == self.held.run(blocks):
+                continue
             digests = self._read_and_hash(blocks, buffer) if has_data else bytes(len(blocks) * DIGEST_BYTES)
             look.read_bytes += length * has_data
-            look.passed_bytes += length
             if not trust_held or self.held.run(blocks) != digests:
                 look.piece, look.digests = blocks, digests
                 if trust_held:

@@ -196,7 +196,7 @@ async def read_body(request: web.Request, limit_bytes: int) -> bytearray:
     clock = asyncio.get_running_loop().time
     try:
         async with asyncio.timeout(SILENCE_SECONDS) as patience:
-            async for chunk in request.content.iter_any():
+            async for chunk, _ in request.content.iter_chunks():  # iter_any would join them first
                 body[filled : filled + len(chunk)] = chunk
                 filled += len(chunk)
                 _check_length(filled, limit_bytes)

@@ -255,6 +255,7 @@ class Receiver:
         # From here on there will be a point: if this fails, the next push or start carries it on.
         try:
             for head in session.heads:
+                self._patches.forget(head)
                 head.close()
             self.archive.complete(manifest)
             self._rows.add(manifest)
@@ -274,6 +275,7 @@ class Receiver:
             except StorageError as error:
                 log.warning("volume %d of %s has to be read back: %s", head.key.index, session.server_name, error)
                 proven = False
+            self._patches.forget(head)
             head.close()
             if proven:
                 self._standing.keep(head)

@@ -109,7 +109,7 @@ def root_of(content: bytes) -> str:
 
 
 def request_bytes(method: str, path: str, body: bytes, headers: Sequence[str] = ()) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: understudy", "Connection: close", "Understudy-Protocol: 1", *headers]
+    lines = [f"{method} {path} HTTP/1.1", "Host: understudy", "Connection: close", "Understudy-Protocol: 2", *headers]
     if not any(header.lower().startswith(("content-length", "transfer-encoding")) for header in headers):
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode() + body

@@ -327,7 +327,7 @@ def test_what_is_no_request_of_an_agent_is_refused(hostile: Hostile, service: Se
             with contextlib.suppress(OSError):
                 line.sendall(request)
             assert read_answer(line).status < 500
-    assert refused(hostile.ask("GET", "/agent/v1/points/latest", headers=["Understudy-Protocol: 1"]))
+    assert refused(hostile.ask("GET", "/agent/v1/points/latest", headers=["Understudy-Protocol: 2"]))
     for path in (
         "/agent/v1/../../etc/passwd",
         "/agent/v1/points/%2e%2e%2f%2e%2e",

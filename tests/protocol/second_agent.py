@@ -179,9 +179,9 @@ class SecondAgent:
                 whole.append(at)
             elif reply == PATCHABLE:
                 own = cut(blocks[at], PAGE)
-                theirs = struct.unpack_from(f"<{len(own)}I", sums)
-                sums = sums[4 * len(own) :]
-                changed = [number for number, page in enumerate(own) if zlib.crc32(page) != theirs[number]]
+                theirs = struct.unpack_from(f"<{len(own)}H", sums)
+                sums = sums[2 * len(own) :]
+                changed = [number for number, page in enumerate(own) if zlib.crc32(page) & 0xFFFF != theirs[number]]
                 bitmaps += sum(1 << number for number in changed).to_bytes(max(1, BLOCK // 32768), "little")
                 pages += b"".join(own[number] for number in changed)
                 patched.append(at)
@@ -241,7 +241,7 @@ class SecondAgent:
         line = http.client.HTTPConnection(*self._where)
         plain = socket.create_connection(self._where, 60)
         with context.wrap_socket(plain, server_hostname="understudy.service") as line.sock:
-            line.request(method, path, body, {"Understudy-Protocol": "1"})
+            line.request(method, path, body, {"Understudy-Protocol": "2"})
             reply = line.getresponse()
             content = reply.read()
         if reply.status >= 400:

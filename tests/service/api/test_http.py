@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.protocol.messages import VERSION_HEADER
+from agent.protocol.messages import PROTOCOL_VERSION, VERSION_HEADER
 from tests.faults.harness import Service, served
 from tests.patience import PATIENCE_SECONDS
 
@@ -60,10 +60,10 @@ def test_without_an_operators_token_nothing_is_told(service: Service, headers: d
 
 @pytest.mark.parametrize("path", ["hello", "renew", "sessions", "points/latest", "nowhere"])
 def test_without_a_certificate_an_agent_gets_nothing(service: Service, path: str) -> None:
-    assert code(ask(service, "POST", f"/agent/v1/{path}", {}, {VERSION_HEADER: "1"})) == (403, "auth")
+    assert code(ask(service, "POST", f"/agent/v1/{path}", {}, {VERSION_HEADER: str(PROTOCOL_VERSION)})) == (403, "auth")
 
 
-@pytest.mark.parametrize("headers", [{}, {VERSION_HEADER: "2"}])
+@pytest.mark.parametrize("headers", [{}, {VERSION_HEADER: str(PROTOCOL_VERSION + 1)}])
 def test_another_protocol_version_is_named(service: Service, headers: dict[str, str]) -> None:
     assert code(ask(service, "POST", "/agent/v1/enroll", {}, headers)) == (426, "version")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +19,10 @@ from agent.protocol.frames import Answer, Kind, decode_single
 from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import BlocksReply
 from agent.protocol.pages import PAGE_BYTES, page_sums
-from agent.push.bring import Bringer, Tally
+from agent.push.bring import PATCHES_AT_ONCE, WAITING_BATCHES, Bringer, Tally
 from agent.push.changes import Change
 from agent.push.offers import Offers, Said
+from agent.push.packing import FIRST_BATCH_BYTES
 from agent.push.unasked import Unasked
 from agent.push.volume import VolumePush
 from agent.volumes.source import SourceVolume
@@ -78,11 +81,16 @@ def changed(image: bytes, pages: int) -> bytes:
     return bytes(block) * BLOCKS
 
 
-def volume_of(client: Client, session: str, before: bytes, path: Path, threads: Executor) -> VolumePush:
-    """A push of the file, whose receiver is known to hold `before`."""
+def held_of(image: bytes) -> DigestMap:
     held = DigestMap(GRID)
     for index in range(BLOCKS):
-        held[index] = block_digest(before[index * BLOCK : (index + 1) * BLOCK])
+        held[index] = block_digest(image[index * BLOCK : (index + 1) * BLOCK])
+    return held
+
+
+def volume_of(client: Client, session: str, before: bytes, path: Path, threads: Executor) -> VolumePush:
+    """A push of the file, whose receiver is known to hold `before`."""
+    held = held_of(before)
     tally = Tally()
     volume = VolumePush(0, SourceVolume.open(path), held, threads, tally, lambda _: None)
     volume.bringer = Bringer(0, held, client, threads, tally, session)
@@ -214,3 +222,100 @@ def test_an_offer_that_fails_fails_those_who_asked_and_the_next_goes(bench: Benc
     failed, answered = asyncio.run(ask())
     assert isinstance(failed, TransportError)
     assert answered == [Said(Answer.HAVE)]
+
+
+class Held(Client):
+    """Requests with blocks are not answered until they may go on."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench)
+        self.under_way = self.most_under_way = 0
+        self.full, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def bring(self, path: str, body: Sequence[bytes | bytearray | memoryview], reply: type) -> BlocksReply:
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        if self.under_way == PATCHES_AT_ONCE:
+            self.full.set()
+        await self.go_on.wait()
+        self.under_way -= 1
+        return await super().bring(path, body, reply)
+
+
+def test_few_requests_with_patches_are_under_way_and_a_little_more_may_wait(
+    bench: Bench, pusher: Pusher, threads: Executor
+) -> None:
+    image = image_of(5)
+    pusher.push(image)
+    fresh = changed(image, 8)
+    client = Held(bench)
+    session = pusher.begin(fresh).session
+    each = FIRST_BATCH_BYTES // (8 * PAGE_BYTES)
+    parts = [changes_of(fresh, *range(at, at + each)) for at in range(0, BLOCKS, each)]
+
+    async def bring() -> None:
+        bringer = Bringer(0, held_of(image), client, threads, Tally(), session)
+        sending = [asyncio.create_task(bringer.bring(part)) for part in parts[:PATCHES_AT_ONCE]]
+        await client.full.wait()
+        for part in parts[PATCHES_AT_ONCE : PATCHES_AT_ONCE + WAITING_BATCHES - 1]:
+            await bringer.bring(part)  # whoever has read it can read on
+        sending += [asyncio.create_task(bringer.bring(part)) for part in parts[PATCHES_AT_ONCE + WAITING_BATCHES - 1 :]]
+        done, _ = await asyncio.wait(sending, timeout=0.1)
+        assert not done and client.most_under_way == PATCHES_AT_ONCE
+        client.go_on.set()
+        await asyncio.gather(*sending)
+        assert await bringer.finish() == []
+
+    asyncio.run(bring())
+    assert client.most_under_way == PATCHES_AT_ONCE
+    assert bench.content(pusher.commit(session, fresh).id) == fresh
+
+
+class Counted(SourceVolume):
+    """Tells how often each piece was read."""
+
+    reads: Counter[int]
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        self.reads[offset] += 1
+        super().read_into(buffer, offset)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_what_was_looked_at_ahead_is_read_again_only_if_it_has_to_be_brought(
+    bench: Bench, pusher: Pusher, tmp_path: Path, threads: Executor, trusted: bool
+) -> None:
+    image = image_of(6)
+    pusher.push(image)
+    fresh = image[: 5 * BLOCK] + changed(image, 1)[:BLOCK] + image[6 * BLOCK :]
+    path = tmp_path / "disk"
+    path.write_bytes(fresh)
+    session = pusher.begin(fresh).session
+    volume = volume_of(Client(bench), session, image, path, threads)
+    volume.source.close()
+    with Counted.open(path) as source:
+        source.reads = Counter()
+        volume.source = source
+        volume.look_ahead(threading.Event())
+        pieces = set(source.reads)
+        assert len(pieces) > 2 and set(source.reads.values()) == {1}
+        asyncio.run(volume.send_all(trust_held=trusted))
+    again = {offset for offset in pieces if source.reads[offset] == 2}
+    assert again == ({0} if trusted else pieces)
+    assert bench.content(pusher.commit(session, fresh).id) == fresh
+
+
+def test_looking_ahead_ends_when_it_is_told_to(bench: Bench, pusher: Pusher, tmp_path: Path, threads: Executor) -> None:
+    image = image_of(7)
+    path = tmp_path / "disk"
+    path.write_bytes(image)
+    session = pusher.begin(image).session
+    volume = volume_of(Client(bench), session, bytes(len(image)), path, threads)
+    volume.source.close()
+    stop = threading.Event()
+    stop.set()
+    with Counted.open(path) as source:
+        source.reads = Counter()
+        volume.source = source
+        volume.look_ahead(stop)
+        assert not source.reads
