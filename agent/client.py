@@ -20,8 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from agent.lines import LinePool
+from agent.lines import EACH, LinePool
 from agent.pacing.pace import Pace
+from agent.pieces import WORKERS
 from agent.protocol.errors import (
     BadMessage,
     TransportError,
@@ -33,8 +34,10 @@ from agent.protocol.messages import PROTOCOL_VERSION, VERSION_HEADER, from_json,
 from agent.protocol.tokens import SERVICE_NAME
 from agent.state import State
 from agent.transport import ANSWER_SECONDS, BLOCKS_SECONDS, Buffer, WireCount
+from agent.turns import Turns
 
 DEFAULT_PATIENCE_SECONDS = 30.0
+WORKERS_AHEAD = 2
 BLOCKS_TYPE = "application/octet-stream"
 
 T = TypeVar("T")
@@ -82,6 +85,8 @@ class ServiceClient:
             raise UsageError(f"{url!r} is no address", "it looks like https://HOST:8470")
         self._lines = LinePool(host, port, context, server_hostname, pace)
         self._pace = pace
+        self.workers = Turns(WORKERS)
+        """Those that read and pack for the requests: a little ahead of them, and no more, since each takes memory."""
 
     @property
     def wire(self) -> WireCount:
@@ -129,6 +134,11 @@ class ServiceClient:
     def expect_much(self) -> None:
         """Much is about to be sent."""
         self._lines.expect_much()
+
+    def allow_requests(self, most: int) -> None:
+        """From now on about so many are under way at once."""
+        self._lines.keep(-(-most // EACH))
+        self.workers.allow(min(most + WORKERS_AHEAD, WORKERS))
 
     async def ask(self, path: str, message: Any, reply: type[T], *, method: str = "POST") -> T:
         """Send a message, get one back. Raises what the service answered, or TransportError, TrustError."""

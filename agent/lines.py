@@ -79,6 +79,8 @@ class LinePool:
         self._free = 0
         """Threads that have nothing to do, or are just beginning."""
         self._lines: set[Line] = set()
+        self._most = LINES * EACH
+        """Lines that there may be, but never more than LINES."""
         self._much = self._far = self._closed = False
 
     @property
@@ -97,6 +99,12 @@ class LinePool:
         with self._changed:
             self._much = True
             self._spread()
+
+    def keep(self, most: int) -> None:
+        """From now on there are at most so many lines, and at least one: each takes memory at the service."""
+        with self._changed:
+            self._most = max(1, most)
+            self._changed.notify_all()
 
     def ask(
         self,
@@ -145,20 +153,30 @@ class LinePool:
                     bell.send(b"!")
 
     def _start(self, count: int, *, early: bool) -> None:
-        for _ in range(min(count, LINES - len(self._bells))):
+        for _ in range(min(count, self._room())):
             driver = _Driver(self, *socket.socketpair())
             self._bells.add(driver.bell)
             self._free += 1
             threading.Thread(target=driver.run, args=(early,), name="line", daemon=True).start()
 
+    def _room(self) -> int:
+        """How many lines more there may be."""
+        return min(LINES, self._most) - len(self._bells)
+
     # --- for the lines' threads ---
 
-    def next(self, under_way: Sequence[_Request], *, fresh: bool) -> _Request | None:
-        """What to send now, waiting for it if nothing is under way. None: nothing that may follow, or the end. A thread
-        that is `fresh`, asks for the first time, has counted as free since it was begun."""
+    def next(self, under_way: Sequence[_Request], bell: socket.socket, *, fresh: bool) -> _Request | None:
+        """What to send now, waiting for it if nothing is under way. None: nothing that may follow, or the end of the
+        line with this `bell`. A thread that is `fresh`, asks for the first time, has counted as free since it was
+        begun."""
         with self._changed:
             self._free -= fresh
             while not self._closed:
+                if not under_way and self._room() < 0:
+                    self._bells.discard(bell)
+                    self._changed.notify()  # if this one was told of what waits, others have to be
+                    self._ring()
+                    break
                 if self._waiting and self._may_follow(self._waiting[0], under_way):
                     request = self._waiting.popleft()
                     self._ring()  # when this was asked before, it may have been left to us
@@ -241,7 +259,7 @@ class _Driver:
                 with contextlib.suppress(OSError):  # the next request will find out why
                     self._line = self._pool.made()
             fresh = True
-            while (request := self._pool.next(self._under_way, fresh=fresh)) or self._under_way:
+            while (request := self._pool.next(self._under_way, self.bell, fresh=fresh)) or self._under_way:
                 fresh = False
                 if request:
                     self._under_way.append(request)

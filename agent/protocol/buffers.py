@@ -14,12 +14,6 @@ KEEP_BELOW_BYTES = 64 << 20
 KEEP_FREE_BYTES = 128 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
-ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": str(KEEP_BELOW_BYTES),
-    "MALLOC_TRIM_THRESHOLD_": str(KEEP_FREE_BYTES),
-}
-"""The same for a child process, by its environment."""
-
 
 def keep_large_buffers() -> None:
     """Tell this process's C library to reuse large buffers. Elsewhere than with glibc it does nothing."""

@@ -23,6 +23,8 @@ from agent.protocol.errors import BadMessage
 PROTOCOL_VERSION = 2
 VERSION_HEADER = "Understudy-Protocol"
 MAX_JSON_BYTES = 4 << 20
+MAX_REQUESTS = 8
+"""Of one push that are under way at once."""
 MAX_VOLUMES = 128  # what one EC2 instance can have attached
 MAX_DEPTH = 32
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -184,22 +186,25 @@ class VolumeStanding:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeginReply:
     """`session` is also the id that the recovery point will have. `offers`: False where nothing could be copied, so
-    that blocks which are zero at the replica may be sent without being offered."""
+    that blocks which are zero at the replica may be sent without being offered. `requests`: how many of this push may
+    be under way at once, so that many agents together need no more of the receiver than a few."""
 
     session: str
     epoch: int
     volumes: list[VolumeStanding]
     offers: bool = True
+    requests: int = MAX_REQUESTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlocksReply:
-    """`mismatched`: patched blocks that did not come out as announced; nothing of them was written. `offers` as in
-    BeginReply, from now on."""
+    """`mismatched`: patched blocks that did not come out as announced; nothing of them was written. `offers` and
+    `requests` as in BeginReply, from now on."""
 
     written_blocks: int
     mismatched: list[int] = field(default_factory=list)
     offers: bool = True
+    requests: int = MAX_REQUESTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

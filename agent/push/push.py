@@ -133,6 +133,7 @@ class _Attempt:
                 held = one.volume.held
                 unasked = Unasked(index, held, self._client, self._tally, begun.session, offers=begun.offers)
                 one.volume.unasked = unasked
+                one.volume.turns = self._client.workers
                 one.volume.bringer = Bringer(
                     index, held, self._client, self._threads, self._tally, begun.session, unasked.heard
                 )
@@ -181,6 +182,7 @@ class _Attempt:
             supersedes=self._state.session(),
         )
         begun = await self._client.ask("/agent/v1/sessions", request, BeginReply)
+        self._client.allow_requests(begun.requests)
         self._state.save_session(begun.session)
         return begun
 

@@ -53,6 +53,7 @@ class Unasked:
 
     def heard(self, reply: BlocksReply) -> None:
         """What the receiver says with each answer."""
+        self._client.allow_requests(reply.requests)
         self._offers = self._offers or reply.offers
 
     async def send(self, blocks: range, digests: bytes, body: list[Buffer]) -> None:

@@ -20,6 +20,7 @@ from agent.push.bring import Bringer, Tally
 from agent.push.changes import Change
 from agent.push.packing import KEPT_SHARE
 from agent.push.unasked import Unasked
+from agent.turns import Turns
 from agent.volumes.source import SourceVolume, aligned_buffer
 
 KEPT_BYTES = 16 << 20
@@ -88,6 +89,8 @@ class VolumePush:
         self.held = held
         self.bringer: Bringer
         self.unasked: Unasked
+        self.turns = Turns(WORKERS)
+        """Workers that have a piece in hand, with memory for it."""
         self._threads = threads
         self._tally = tally
         self._on_progress = on_progress
@@ -155,13 +158,15 @@ class VolumePush:
         async def worker(shared: Iterator[tuple[range, bool]], buffer: memoryview) -> None:
             loop = asyncio.get_running_loop()
             while True:
-                look = await loop.run_in_executor(self._threads, self._look, shared, buffer, trust_held)
-                self._tally.read_bytes += look.read_bytes
-                if look.piece is not None:
-                    await bring(look.piece, look.digests, look.parcel, buffer)
-                self._on_progress(look.passed_bytes)
-                if look.ended:
-                    return
+                async with self.turns.turn():
+                    while not self.turns.are_too_many:
+                        look = await loop.run_in_executor(self._threads, self._look, shared, buffer, trust_held)
+                        self._tally.read_bytes += look.read_bytes
+                        if look.piece is not None:
+                            await bring(look.piece, look.digests, look.parcel, buffer)
+                        self._on_progress(look.passed_bytes)
+                        if look.ended:
+                            return
 
         async def bring(blocks: range, digests: bytes, parcel: list[Buffer] | None, buffer: memoryview) -> None:
             if parcel is not None:

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-ROOM_BYTES = 64 << 20
-"""Half of it for one server alone: eight requests of 4 MiB, as our agent has under way, and a little more."""
+ROOM_BYTES = 48 << 20
+"""Half of it for one server alone: six requests of 4 MiB, while two more are on their way."""
 
 
 @dataclass(slots=True, eq=False)

@@ -15,7 +15,6 @@ from agent.protocol.errors import BadMessage, NotFound, RootMismatch, SessionUnk
 from agent.protocol.frames import Kind, decode_single
 from agent.protocol.grid import BlockGrid
 from agent.protocol.messages import (
-    MAX_VOLUMES,
     BeginReply,
     BeginRequest,
     BlocksReply,
@@ -27,6 +26,7 @@ from agent.protocol.messages import (
 )
 from recovery.control import Server
 from recovery.sites.contract import Site
+from service.receiver.asked import check_commit, grids_of, one_of
 from service.receiver.dedupe.dedupe import Dedupe
 from service.receiver.dedupe.index import ContentIndex
 from service.receiver.head import Head
@@ -40,10 +40,6 @@ IDLE_SECONDS = 300.0
 """After so long without a request a session's volumes are closed; what it sent is kept."""
 COMMIT_PATIENCE_SECONDS = 100.0
 """How long a commit waits for another of the same server; agents give an answer 120 s."""
-MAX_LABEL_CHARACTERS = 500
-MAX_PATH_CHARACTERS = 4096
-MAX_AGE_SECONDS = 30 * 86_400.0
-"""No push takes as long from the instant that its point shows to its commit."""
 DEFAULT_RESERVE_BYTES = 256 << 20
 """Space that pushes leave free at the site, so that the database and running instances can go on."""
 
@@ -110,7 +106,7 @@ class Receiver:
         """Open a session. `authorize` says whether this machine may push now; it is asked with the server's lock held,
         so that a failover is either before or after. Raises VolumeBusy, BadMessage, StorageFull, StorageError, and
         what `authorize` raises."""
-        grids = _grids(request.volumes)
+        grids = grids_of(request.volumes)
         with self.sessions.locked_soon(server_id):
             server = authorize()
             previous = self.sessions.check_may_begin(server.id, request.machine_id, request.supersedes)
@@ -123,7 +119,13 @@ class Receiver:
             session.offers = self.dedupe.may_copy(session)
             standing = [VolumeStanding(root=head.digests.root().hex(), point=session.parent) for head in session.heads]
         log.info("push %s of %s begins", session.id, server.name)
-        return BeginReply(session=session.id, epoch=server.epoch, volumes=standing, offers=session.offers)
+        return BeginReply(
+            session=session.id,
+            epoch=server.epoch,
+            volumes=standing,
+            offers=session.offers,
+            requests=self.sessions.requests_each(),
+        )
 
     def offer(
         self, server_id: str, session_id: str, volume: int, body: bytes | bytearray, *, with_sums: bool = False
@@ -153,7 +155,12 @@ class Receiver:
                 if not mismatched:
                     self.dedupe.note(session, volume, frame)
         session.offers = session.offers or self.dedupe.has_others(session)
-        return BlocksReply(written_blocks=written, mismatched=mismatched, offers=session.offers)
+        return BlocksReply(
+            written_blocks=written,
+            mismatched=mismatched,
+            offers=session.offers,
+            requests=self.sessions.requests_each(),
+        )
 
     def commit(
         self, server_id: str, session_id: str, authorize: Callable[[str], Server], request: CommitRequest
@@ -233,7 +240,7 @@ class Receiver:
         """Compare roots and make the point. Until the manifest is prepared a failure leaves the session open."""
         if len(request.roots) != len(session.heads):
             raise BadMessage(f"{len(request.roots)} roots cannot commit {len(session.heads)} volumes")
-        _check_commit(request)
+        check_commit(request)
         if any(head.doubtful for head in session.heads):
             self.close_session(session, "a write failed half way, so what it holds must be read back", remember=False)
             raise SessionUnknown(f"push {session.id} ended: a write to the replica failed half way")
@@ -270,7 +277,7 @@ class Receiver:
         session.end(because)
         for head in session.heads:
             try:
-                head.flush()  # a daemon that died unnoticed took with it what it had not written
+                head.flush()  # only now does the disk say whether it kept what was written
                 proven = not head.doubtful
             except StorageError as error:
                 log.warning("volume %d of %s has to be read back: %s", head.key.index, session.server_name, error)
@@ -293,8 +300,8 @@ class Receiver:
             id=session.id,
             server=session.server_name,
             taken_at=taken_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            consistency=_one_of(request.consistency, ("crash", "application"), "consistency"),
-            completeness=_one_of(request.completeness, ("tracked", "scanned"), "completeness"),
+            consistency=one_of(request.consistency, ("crash", "application"), "consistency"),
+            completeness=one_of(request.completeness, ("tracked", "scanned"), "completeness"),
             root=point_root(roots).hex(),
             size_bytes=sum(volume.size_bytes for volume in session.declared),
             sent_bytes=request.sent_bytes,
@@ -320,31 +327,7 @@ def new_point_id() -> str:
     return "pt-" + "".join(secrets.choice("23456789abcdefghjkmnpqrstuvwxyz") for _ in range(10))
 
 
-def _grids(volumes: list[VolumeDeclaration]) -> list[BlockGrid]:
-    if not 0 < len(volumes) <= MAX_VOLUMES:
-        raise BadMessage(f"a push of {len(volumes)} volumes; 1 to {MAX_VOLUMES} are possible")
-    paths = [path for volume in volumes for path in (volume.path, volume.found_at) if path is not None]
-    if not all(0 < len(path) <= MAX_PATH_CHARACTERS for path in paths):
-        raise BadMessage(f"a volume's path needs 1 to {MAX_PATH_CHARACTERS} characters")
-    if len({volume.path for volume in volumes}) != len(volumes):
-        raise BadMessage("one volume is named twice")
-    return [BlockGrid(volume.size_bytes, volume.block_bytes) for volume in volumes]
-
-
-def _check_commit(request: CommitRequest) -> None:
-    if not -MAX_AGE_SECONDS < request.age_seconds < MAX_AGE_SECONDS:
-        raise BadMessage(f"an instant {request.age_seconds:g} seconds ago is no age of a recovery point")
-    if len(request.label or "") > MAX_LABEL_CHARACTERS:
-        raise BadMessage(f"the label is longer than {MAX_LABEL_CHARACTERS} characters", "shorten it")
-
-
 def _head(session: PushSession, volume: int) -> Head:
     if not 0 <= volume < len(session.heads):
         raise NotFound(f"push {session.id} has no volume {volume}")
     return session.heads[volume]
-
-
-def _one_of(value: str, allowed: tuple[str, ...], name: str) -> str:
-    if value not in allowed:
-        raise BadMessage(f"{name} is {value!r}, and should be one of {', '.join(allowed)}")
-    return value

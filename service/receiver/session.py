@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from agent.protocol.errors import SessionUnknown, Superseded, VolumeBusy
-from agent.protocol.messages import VolumeDeclaration
+from agent.protocol.messages import MAX_REQUESTS, VolumeDeclaration
 from service.receiver.head import Head
 
 SILENCE_SECONDS = 10.0
@@ -18,6 +18,12 @@ SILENCE_SECONDS = 10.0
 
 LOCK_PATIENCE_SECONDS = 10.0
 """How long an agent's request waits for a server's lock. Threads are few, and all servers' requests share them."""
+
+
+REQUESTS_OF_ALL = 64
+"""A line whose body waits takes more than a MiB of memory, for TLS."""
+LEAST_REQUESTS = 2
+"""One that is on its way while the other is written; our agents send both on one line."""
 
 
 class SessionState(enum.StrEnum):
@@ -190,6 +196,12 @@ class SessionRegistry:
         """Is nobody else of the same tenant being pushed?"""
         with self._lock:
             return not any(other.tenant == session.tenant for other in self._of_server.values() if other is not session)
+
+    def requests_each(self) -> int:
+        """How many requests of one session may be under way, so that all of them need no more when they are many."""
+        with self._lock:
+            sessions = max(1, len(self._of_server))
+        return max(LEAST_REQUESTS, min(MAX_REQUESTS, REQUESTS_OF_ALL // sessions))
 
     def all(self, wanted: Callable[[PushSession], bool] = lambda _: True) -> list[PushSession]:
         with self._lock:

@@ -213,6 +213,23 @@ def test_a_line_made_in_advance_takes_the_first_request(server: Server, pool: Li
     assert len(server.connections) == 1
 
 
+def test_lines_that_are_too_many_by_now_end_when_they_are_free(server: Server, pool: LinePool) -> None:
+    asked = [pool.ask("POST", "/followed", [b"1"], {}, brief=True) for _ in range(LINES)]
+    eventually(lambda: len(server.bodies) == LINES)
+    pool.keep(1)
+    asked += [pool.ask("POST", "/", [b"2"], {}, brief=True) for _ in range(LINES * EACH)]
+    assert [one.result(PATIENCE_SECONDS)[0] for one in asked] == [200] * len(asked)
+    eventually(lambda: len(pool._lines) == 1)
+    asked = [pool.ask("POST", "/", [b"3"], {}, brief=True) for _ in range(LINES * EACH)]
+    assert [one.result(PATIENCE_SECONDS) for one in asked] == [(200, b"3")] * len(asked)
+    assert len(server.connections) == LINES
+    pool.keep(LINES)
+    asked = [pool.ask("POST", "/followed", [b"4"], {}, brief=True) for _ in range(LINES)]
+    asked += [pool.ask("POST", "/", [b"4"], {}, brief=True) for _ in range(LINES)]
+    assert [one.result(PATIENCE_SECONDS) for one in asked] == [(200, b"4")] * len(asked)
+    assert len(server.connections) == 2 * LINES - 1
+
+
 def test_closing_wakes_who_waits_for_an_answer(server: Server, pool: LinePool) -> None:
     failures: list[BaseException] = []
 

@@ -30,6 +30,10 @@ class Line:
         self.network_rate = network_rate
         self.reply = BlocksReply(written_blocks=0, offers=False)
         self.bodies: list[bytes] = []
+        self.allowed: list[int] = []
+
+    def allow_requests(self, most: int) -> None:
+        self.allowed.append(most)
 
     async def bring(self, path: str, body: Any, reply: type[BlocksReply]) -> BlocksReply:
         assert path == "/agent/v1/sessions/pt-1/volumes/3/blocks"

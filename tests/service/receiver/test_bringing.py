@@ -44,6 +44,9 @@ class Client(ServiceClient):
     def network_rate(self) -> float | None:
         return None
 
+    def allow_requests(self, most: int) -> None:
+        assert most > 0
+
     async def call(
         self, method: str, path: str, body: Sequence[bytes | bytearray | memoryview], content_type: str = ""
     ) -> bytes:

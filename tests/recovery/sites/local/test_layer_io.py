@@ -47,6 +47,26 @@ while True:
     print("flushed", flush=True)
 """
 
+WRITES_IN_THREADS = """
+import random, sys, threading
+from pathlib import Path
+from recovery.sites.local import layer_io
+layer_io.WRITE_BACK_BYTES = 1 << 20
+io = layer_io.LayerIO(Path(sys.argv[1]))
+def work(number):
+    rng = random.Random(number)
+    while True:
+        block = rng.randrange(96)
+        io.write((number * 96 + block) << 16, bytes([number + 1]) * 65536)
+        if rng.random() < 0.1:
+            io.zero((number * 96 + rng.randrange(96)) << 16, 65536)
+        if rng.random() < 0.05:
+            io.flush()
+for number in range(4):
+    threading.Thread(target=work, args=(number,)).start()
+print("ready", flush=True)
+"""
+
 
 def create(path: Path, size_bytes: int, *, cluster_bytes: int = 65_536, backing: Path | None = None) -> None:
     on_top = [] if backing is None else ["-F", "qcow2", "-b", backing.name]
@@ -320,6 +340,28 @@ def test_a_killed_writer_leaves_a_right_file_with_all_that_it_had_flushed(tmp_pa
         check_locked(path)
     check(path)
     assert path.stat().st_size < 32 << 20
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_while_several_threads_write_each_block_is_old_or_new(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "head.qcow2"
+    create(path, 24 << 20)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITES_IN_THREADS, str(path)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "ready\n"
+    time.sleep(random.Random(seed).random() * 0.5)
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    check(path, leaks=True)
+    found = seen_by_qemu(path)
+    for block in range(384):
+        assert set(found[block << 16 : (block + 1) << 16]) in ({0}, {block // 96 + 1}), block
+    with opened(path) as io:
+        assert io.read(0, 24 << 20) == found
+    check(path)
 
 
 def check_locked(path: Path) -> None:
