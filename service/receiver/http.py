@@ -196,7 +196,8 @@ async def read_body(request: web.Request, limit_bytes: int) -> bytearray:
     clock = asyncio.get_running_loop().time
     try:
         async with asyncio.timeout(SILENCE_SECONDS) as patience:
-            async for chunk, _ in request.content.iter_chunks():  # iter_any would join them first
+            while not request.content.at_eof():  # iter_chunks never ends for the second empty body
+                chunk, _ = await request.content.readchunk()  # what readany gives was joined first
                 body[filled : filled + len(chunk)] = chunk
                 filled += len(chunk)
                 _check_length(filled, limit_bytes)

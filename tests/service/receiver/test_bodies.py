@@ -64,3 +64,9 @@ async def test_a_body_over_the_limit_is_refused_as_soon_as_that_shows(port: int)
 async def test_a_body_of_which_nothing_more_comes_is_given_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "SILENCE_SECONDS", 0.05)
     assert b'"code": "transport"' in await answer_to(port, "Content-Length: 100", b"some of it")
+
+
+async def test_empty_bodies_come_to_an_end_each_time(port: int) -> None:
+    """What aiohttp gives for them is one object for all requests, which remembers that it has been read."""
+    for head in ("Content-Length: 0", "Accept: */*", "Content-Length: 0"):
+        assert (await answer_to(port, head)).endswith(b"\r\n\r\n")
