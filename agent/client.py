@@ -85,6 +85,8 @@ class ServiceClient:
             raise UsageError(f"{url!r} is no address", "it looks like https://HOST:8470")
         self._lines = LinePool(host, port, context, server_hostname, pace)
         self._pace = pace
+        self.sending = Turns(WORKERS)
+        """Requests with blocks: who measures how long one takes must not count how long it waits here."""
         self.workers = Turns(WORKERS)
         """Those that read and pack for the requests: a little ahead of them, and no more, since each takes memory."""
 
@@ -138,6 +140,7 @@ class ServiceClient:
     def allow_requests(self, most: int) -> None:
         """From now on about so many are under way at once."""
         self._lines.keep(-(-most // EACH))
+        self.sending.allow(min(most, WORKERS))
         self.workers.allow(min(most + WORKERS_AHEAD, WORKERS))
 
     async def ask(self, path: str, message: Any, reply: type[T], *, method: str = "POST") -> T:

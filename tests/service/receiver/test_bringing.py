@@ -25,6 +25,7 @@ from agent.push.offers import Offers, Said
 from agent.push.packing import FIRST_BATCH_BYTES
 from agent.push.unasked import Unasked
 from agent.push.volume import VolumePush
+from agent.turns import Turns
 from agent.volumes.source import SourceVolume
 from tests.service.receiver.pushing import BLOCK, SERVER, Bench, Pusher
 
@@ -39,6 +40,10 @@ class Client(ServiceClient):
         self.requests: list[str] = []
         self._bench = bench
         self._deceive = deceive
+
+    @property
+    def sending(self) -> Turns:
+        return Turns(8)
 
     @property
     def network_rate(self) -> float | None:
