@@ -138,10 +138,13 @@ class ServiceClient:
         self._lines.expect_much()
 
     def allow_requests(self, most: int) -> None:
-        """From now on about so many are under way at once."""
-        self._lines.keep(-(-most // EACH))
-        self.sending.allow(min(most, WORKERS))
-        self.workers.allow(min(most + WORKERS_AHEAD, WORKERS))
+        """From now on about so many are under way at once. Among many pushes, to a service that is near, one on each
+        line: a second would only wait for the first, and be taken for slow."""
+        lines = -(-most // EACH)
+        self._lines.keep(lines)
+        under_way = most if self._lines.far or most >= WORKERS else lines
+        self.sending.allow(min(under_way, WORKERS))
+        self.workers.allow(min(under_way + WORKERS_AHEAD, WORKERS))
 
     async def ask(self, path: str, message: Any, reply: type[T], *, method: str = "POST") -> T:
         """Send a message, get one back. Raises what the service answered, or TransportError, TrustError."""

@@ -81,7 +81,9 @@ class LinePool:
         self._lines: set[Line] = set()
         self._most = LINES * EACH
         """Lines that there may be, but never more than LINES."""
-        self._much = self._far = self._closed = False
+        self.far = False
+        """The service answers so late that a line should not wait for it."""
+        self._much = self._closed = False
 
     @property
     def network_rate(self) -> float | None:
@@ -233,11 +235,11 @@ class LinePool:
 
     def _on_connected(self, seconds: float) -> None:
         with self._changed:
-            self._far = seconds > FAR_SECONDS
+            self.far = seconds > FAR_SECONDS
             self._spread()
 
     def _spread(self) -> None:
-        if self._much and self._far:
+        if self._much and self.far:
             self._start(LINES, early=True)
 
 
