@@ -112,8 +112,8 @@ def test_undone_it_has_every_file_as_it_was_at_home(bios: Path, worker_parts: No
     for name in ("/boot/grub/grub.cfg", "/etc/fstab", "/etc/udev/rules.d/70-persistent-net.rules"):
         assert name in report.undone
     target = Target(bus=Bus.NVME, firmware=Firmware.BIOS, serial_console=True)
-    again = repair([volume], target, tmp_path / "again")
-    assert again.changes == record.changes
+    anew = repair([volume], target, tmp_path / "anew")
+    assert anew.changes == record.changes
 
 
 def test_a_drill_repairs_its_own_copy_and_the_point_stays_as_it_is(
