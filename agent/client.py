@@ -38,6 +38,8 @@ from agent.turns import Turns
 
 DEFAULT_PATIENCE_SECONDS = 30.0
 WORKERS_AHEAD = 2
+UNRESTRICTED = 1000
+"""Requests under way of a push that is alone: its volumes keep theirs few themselves, so that each gets its share."""
 BLOCKS_TYPE = "application/octet-stream"
 
 T = TypeVar("T")
@@ -85,7 +87,7 @@ class ServiceClient:
             raise UsageError(f"{url!r} is no address", "it looks like https://HOST:8470")
         self._lines = LinePool(host, port, context, server_hostname, pace)
         self._pace = pace
-        self.sending = Turns(WORKERS)
+        self.sending = Turns(UNRESTRICTED)
         """Requests with blocks: who measures how long one takes must not count how long it waits here."""
         self.workers = Turns(WORKERS)
         """Those that read and pack for the requests: a little ahead of them, and no more, since each takes memory."""
@@ -143,7 +145,7 @@ class ServiceClient:
         lines = -(-most // EACH)
         self._lines.keep(lines)
         under_way = most if self._lines.far or most >= WORKERS else lines
-        self.sending.allow(min(under_way, WORKERS))
+        self.sending.allow(under_way if under_way < WORKERS else UNRESTRICTED)
         self.workers.allow(min(under_way + WORKERS_AHEAD, WORKERS))
 
     async def ask(self, path: str, message: Any, reply: type[T], *, method: str = "POST") -> T:

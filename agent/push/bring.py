@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from agent.client import ServiceClient
-from agent.pieces import side_by_side
+from agent.pieces import WORKERS, side_by_side
 from agent.protocol.digests import ZERO_DIGEST, DigestMap
 from agent.protocol.errors import BadMessage, DigestMismatch
 from agent.protocol.frames import Answer, blocks_frame
@@ -99,7 +99,7 @@ class Bringer:
         self._offers = Offers(self._path, self._grid, client, at_once=OLDER_AT_ONCE)
         self._offers_of_new = Offers(self._path, self._grid, client, at_once=NEW_AT_ONCE)
         self._patches = _Waiting()
-        self._sending = client.sending
+        self._sending = asyncio.Semaphore(WORKERS)
         self._patching = asyncio.Semaphore(PATCHES_AT_ONCE)
         self._wrong: list[int] = []
 
@@ -172,7 +172,7 @@ class Bringer:
         await side_by_side(requests)
 
     async def _send_some(self, changes: list[Change], among_patches: bool) -> None:
-        async with self._sending.turn():
+        async with self._sending, self._client.sending.turn():
             level = level_for(self._client.network_rate)
             if among_patches:  # few and scattered: packing them better costs next to nothing
                 level = max(level, PATCH_LEVEL)
