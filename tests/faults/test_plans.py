@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.harness import BINARIES, Agent, Ledger, Service
+from tests.faults.harness import BINARIES, Agent, Ledger, Ran, Service
 from tests.faults.test_boot import boot_sector
 from tests.patience import PATIENCE_SECONDS, eventually
 
@@ -43,17 +43,25 @@ groups:
 """
 
 
+def push_bootable(agent: Agent, image: Path) -> Ran:
+    with open(image, "r+b") as disk:
+        disk.write(boot_sector("web01 login:"))
+    return agent.push()
+
+
+def apply_plan(service: Service, text: str, folder: Path) -> None:
+    plan = folder / "plan.yaml"
+    plan.write_text(text)
+    assert service.ask("plan", "apply", plan).code == 0
+
+
 @pytest.mark.qemu
 @pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs qemu-system-x86_64")
 def test_a_plan_is_checked_capped_drilled_and_shown_to_have_worked(
     protected: Agent, image: Path, ledger: Ledger, service: Service, tmp_path: Path
 ) -> None:
-    with open(image, "r+b") as disk:
-        disk.write(boot_sector("web01 login:"))
-    ledger.reported(protected.push(), image)
-    plan = tmp_path / "plan.yaml"
-    plan.write_text(PLAN)
-    assert service.ask("plan", "apply", plan).code == 0
+    ledger.reported(push_bootable(protected, image), image)
+    apply_plan(service, PLAN, tmp_path)
 
     assert "there is no script 'announce'" in service.ask("plan", "check", "shop").complaint
     scripts = service.data / "scripts"
@@ -95,12 +103,8 @@ def test_a_plan_is_checked_capped_drilled_and_shown_to_have_worked(
 def test_the_command_that_began_a_run_stays_with_it_over_a_restart_of_the_service(
     protected: Agent, image: Path, ledger: Ledger, service: Service, tmp_path: Path
 ) -> None:
-    with open(image, "r+b") as disk:
-        disk.write(boot_sector("web01 login:"))
-    ledger.reported(protected.push(), image)
-    plan = tmp_path / "plan.yaml"
-    plan.write_text(WAITING)
-    assert service.ask("plan", "apply", plan).code == 0
+    ledger.reported(push_bootable(protected, image), image)
+    apply_plan(service, WAITING, tmp_path)
     line = [BINARIES / "understudy", "panic", "waits", "--drill", "--data", service.data]
     panic = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     eventually(lambda: [step for step in steps_of(service) if (step["action"], step["state"]) == ("wait", "running")])
