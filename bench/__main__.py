@@ -66,8 +66,9 @@ def _measure(work: Path, options: argparse.Namespace, size_mib: int, rounds: int
             "size_bytes": made.size_bytes,
             "data_bytes": made.data_bytes,
             "changed_bytes": made.changed_bytes,
+            "packed_bytes": made.packed_bytes,
         }
-        rows = tables.replication_rows(replication.measure(made, work, rounds, _report))
+        rows = tables.replication_rows(replication.measure(made, work, rounds, _report), made.packed_bytes)
         rows += tables.engine_rows(engine.measure(made, images, work / "engine", _report))
         document["replication"] = [tables.row_document(row) for row in rows]
         print(f"\n## Replication\nImage: {size_mib} MiB, {made.data_bytes // MIB} MiB not zero, "

@@ -1,6 +1,6 @@
 """Many at once: 50 agents that push together into one receiver, and the heartbeats of 5,000.
 
-python -m bench.crowd [--agents 50] [--mib 64] [--heartbeats 5000] [--only push|heartbeats]
+python -m bench.crowd [--agents 50] [--mib 128] [--heartbeats 5000] [--only push|heartbeats]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench import heartbeats, pushes
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.crowd")
     parser.add_argument("--agents", type=int, default=50)
-    parser.add_argument("--mib", type=int, default=64)
+    parser.add_argument("--mib", type=int, default=128)
     parser.add_argument("--heartbeats", type=int, default=5000)
     parser.add_argument("--seconds", type=float, default=40)
     parser.add_argument("--only", choices=("push", "heartbeats"))

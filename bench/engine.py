@@ -7,11 +7,12 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.measure import Cost, anonymous_mib, descendants, timed
+from bench.peers import Restic
 from bench.service import Service, enroll, pushed
 from bench.workload import Workload, make_variant
 
@@ -28,6 +29,8 @@ class Engine:
 
     clone: Cost | None
     reinstall: Cost | None
+    restic_clone: Cost | None
+    restic_reinstall: Cost | None
     agent_mib: float
     service_mib: float
     small: Cost
@@ -46,11 +49,13 @@ def measure(workload: Workload, images: Path, work: Path, report: Callable[[str]
         with _watched(service.pid) as peak:
             pushed(service, work / "agent")
         small = pushed(service, work / "agent")
-        others = {}
-        for variant in ("clone", "reinstall"):
+        variants = {name: make_variant(images, workload.size_bytes // MIB, name) for name in ("clone", "reinstall")}
+        others: dict[str, Cost | None] = {}
+        for variant, image in variants.items():
             report(f"{variant} of a protected server")
-            image = make_variant(images, workload.size_bytes // MIB, variant)
             others[variant] = None if image is None else _other(service, work, variant, image)
+        report("the same servers, restic")
+        theirs = _restic(workload, work, variants)
         report(f"a disk of {SPREAD * workload.size_bytes >> 30} GiB, nearly all holes")
         large = work / "large.img"
         _spread(workload.base, large)
@@ -63,17 +68,43 @@ def measure(workload: Workload, images: Path, work: Path, report: Callable[[str]
             service_mib=peak["service"],
             small=small,
             large=pushed(service, work / "large"),
+            restic_clone=theirs["clone"],
+            restic_reinstall=theirs["reinstall"],
         )
     shutil.rmtree(work)
     return found
+
+
+def _restic(workload: Workload, work: Path, images: Mapping[str, Path | None]) -> dict[str, Cost | None]:
+    """The same servers, in the same order, into one repository."""
+    costs: dict[str, Cost | None] = dict.fromkeys(images)
+    if not all(shutil.which(program) for program in Restic.needs):
+        return costs
+    source = work / "restic.img"
+    restic = Restic(work / "restic", source)
+    try:
+        for name, image in {"base": workload.base, **images}.items():
+            if image is not None:
+                source.unlink(missing_ok=True)
+                os.link(image, source)
+                _warm(source)
+                costs[name] = restic.push()
+    finally:
+        restic.close()
+    return costs
 
 
 def _other(service: Service, work: Path, name: str, image: Path) -> Cost:
     source = work / f"{name}.img"
     os.link(image, source)
     enroll(service, work / name, name, source)
-    timed(["dd", f"if={source}", f"of={os.devnull}", "bs=4M"])  # into the page cache, as the base image is
+    _warm(source)
     return pushed(service, work / name)
+
+
+def _warm(source: Path) -> None:
+    """Into the page cache, as the base image is."""
+    timed(["dd", f"if={source}", f"of={os.devnull}", "bs=4M"])
 
 
 def _spread(image: Path, large: Path) -> None:

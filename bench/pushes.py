@@ -1,5 +1,6 @@
-"""Many agents that push at once into one receiver, beside one that pushes alone.
+"""Many agents that push at once into one receiver, beside one of them that pushes alone.
 
+Another server of the tenant was pushed before, so that whatever comes is looked up among what is there, for all alike.
 Real agents, each a process of its own with a disk of its own that cannot be compressed, started before the clock and
 let go together; none ends before all have pushed, since to end an interpreter is no part of a push. Meanwhile an
 operator asks the API all the time. Agents run at nice 19: elsewhere each has a machine of its own, and here 50 of them
@@ -35,8 +36,10 @@ from bench.service import Service
 MIB = 1 << 20
 LEAST_SHARE, LEAST_FAIRNESS, MOST_P99_SECONDS, MOST_MIB = 0.8, 0.5, 0.25, 250
 MOST_SECONDS = 500.0
-ALONE = 8
-"""How many of the crowd's disks the single agent pushes, as one, for a figure that is not all start-up."""
+ALONE = 5
+"""So many agents with a disk like all others push alone, one after another: their median counts."""
+LARGE = 8
+"""Another has a disk so many times as large, for what a push costs beside its start and its end."""
 
 PUSH = """
 import asyncio, json, resource, sys, time
@@ -100,13 +103,14 @@ class Crowd:
 
     agents: int
     alone: Pushed
+    large: Pushed
     crowd: Pushed
     answers: tuple[float, ...]
     service_mib: int
 
     @property
     def share(self) -> float:
-        """The crowd's throughput by that of one agent alone."""
+        """The crowd's throughput by that of one of its agents alone."""
         return self.crowd.rate / self.alone.rate
 
     @property
@@ -123,18 +127,25 @@ def measure(work: Path, agents: int, mib: int, report: Callable[[str], None] = l
     with Service(work / "service", "tcg") as service:
         states = [work / f"agent-{number}" for number in range(agents)]
         disks = [_disk(work / f"disk-{number}.img", mib, number) for number in range(agents)]
-        alone = work / "alone"
-        asyncio.run(
-            _enrolled(
-                service, {**dict(zip(states, disks, strict=True)), alone: _disk(work / "alone.img", ALONE * mib, -1)}
-            )
-        )
+        large = work / "large"
+        alone = [work / f"alone-{number}" for number in range(ALONE + 1)]  # the first of them is the tenant's first
+        others = {folder: _disk(folder.with_suffix(".img"), mib, -number) for number, folder in enumerate(alone, 1)}
+        others[large] = _disk(large.with_suffix(".img"), LARGE * mib, agents)
+        asyncio.run(_enrolled(service, {**dict(zip(states, disks, strict=True)), **others}))
         report(f"service {service.pid}: alone")
-        one = _pushed(service, [alone], ALONE * mib)
+        ones = [_pushed(service, [folder], mib) for folder in alone][1:]
+        much = _pushed(service, [large], LARGE * mib)
         report("crowd")
         with _Asking(service) as asking, _Peak(service.pid) as peak:
             many = _pushed(service, states, mib)
-        return Crowd(agents=agents, alone=one, crowd=many, answers=tuple(asking.seconds), service_mib=peak.mib)
+        return Crowd(
+            agents=agents,
+            alone=sorted(ones, key=lambda one: one.rate)[ALONE // 2],
+            large=much,
+            crowd=many,
+            answers=tuple(asking.seconds),
+            service_mib=peak.mib,
+        )
 
 
 def _disk(path: Path, mib: int, seed: int) -> Path:
@@ -280,6 +291,7 @@ class _Peak:
 def rows(found: Crowd) -> list[tuple[str, str, str, bool | None]]:
     """What, figure, limit, whether it holds (None: there is no limit)."""
     agents_alone, service_alone = found.alone.cpu_seconds_a_gib
+    agents_large, service_large = found.large.cpu_seconds_a_gib
     agents_crowd, service_crowd = found.crowd.cpu_seconds_a_gib
     each = found.crowd.mib // len(found.crowd.speeds)
     both = f"{found.crowd.rate:.0f} MiB/s, one alone {found.alone.rate:.0f}: {found.share:.2f}"
@@ -299,4 +311,6 @@ def rows(found: Crowd) -> list[tuple[str, str, str, bool | None]]:
         ("processor s a GiB, crowd: agents, service", f"{agents_crowd:.2f}, {service_crowd:.2f}", "", None),
         ("processor s a GiB, alone: agent, service", f"{agents_alone:.2f}, {service_alone:.2f}", "", None),
         ("processors busy: crowd, alone", f"{found.crowd.processors:.2f}, {found.alone.processors:.2f}", "", None),
+        (f"one alone with {found.large.mib} MiB", f"{found.large.rate:.0f} MiB/s", "", None),
+        ("processor s a GiB, that one: agent, service", f"{agents_large:.2f}, {service_large:.2f}", "", None),
     ]

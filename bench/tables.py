@@ -12,12 +12,14 @@ from bench.replication import PEERS, READERS, STEPS, Replication
 
 MIB = 1 << 20
 TARGET = "target"
-# (step, measure, peer) -> the most that the ratio may be
+# (step, measure, peer) -> the most that the ratio may be. Bytes on the wire are those of an image that is made of the
+# machine's own files: beside a peer's in the same run they say what a target in MiB says of ../shared/facts' image.
 RATIOS = {
     ("full", "s", "borg"): 0.55,
     ("full", "s", "restic"): 0.5,
     ("full", "s", "rsync"): 1.0,
     ("full", "CPU s", "borg"): 0.8,
+    ("full", "wire MiB", "restic"): 1040 / 1037,
     ("again", "s", "threads"): 2.0,
     ("pull-empty", "s", "restic"): 1.0,
     ("pull-yesterday", "s", "restic"): 1.0,
@@ -55,8 +57,12 @@ class Row:
         return None if self.limit is None or self.ratio is None else self.ratio <= self.limit
 
 
-def replication_rows(found: Replication) -> list[Row]:
-    """Every step beside every peer, and beside its targets."""
+DAY_BY_PAGES = 22 / 19.6
+"""The day's limit on the wire by what its pages pack to at zstd's level 3, both by ../shared/facts/speed.md."""
+
+
+def replication_rows(found: Replication, packed_bytes: int) -> list[Row]:
+    """Every step beside every peer, and beside its targets. `packed_bytes`: of the day's pages."""
     rows = []
     for step, what in STEPS.items():
         ours = found.median("understudy", step)
@@ -64,6 +70,8 @@ def replication_rows(found: Replication) -> list[Row]:
             for (target_step, target_measure), target in TARGETS.items():
                 if (step, measure) == (target_step, target_measure):
                     rows.append(_against(what, measure, TARGET, ours, target, 1.0))
+            if (step, measure) == ("day", "wire MiB"):
+                rows.append(_against(what, measure, "its pages, zstd-3", ours, packed_bytes / MIB, DAY_BY_PAGES))
             if step == "again" and measure == "s":
                 for mode, words in READERS.items():
                     theirs = _figure(found.median(mode, step), measure)
@@ -79,13 +87,16 @@ def replication_rows(found: Replication) -> list[Row]:
 
 def engine_rows(found: Engine) -> list[Row]:
     others = [
-        ("clone of a protected server", found.clone, 455.0, 3.0),
-        ("reinstalled sibling", found.reinstall, 475.0, None),
+        ("clone of a protected server", found.clone, 455.0, 3.0, found.restic_clone, 455 / 451),
+        ("reinstalled sibling", found.reinstall, 475.0, None, found.restic_reinstall, 475 / 551),
     ]
     rows = []
-    for what, cost, wire_mib, seconds in others:
+    for what, cost, wire_mib, seconds, theirs, most in others:
         missing = "" if cost else "needs ../shared/workload"
         rows.append(_against(what, "wire MiB", TARGET, cost, wire_mib, 1.0, missing))
+        if theirs is not None:
+            rows.append(_against(what, "wire MiB", "restic", cost, _figure(theirs, "wire MiB"), most))
+            rows.append(_against(what, "s", "restic", cost, theirs.seconds, None))
         if seconds is not None:
             rows.append(_against(what, "s", TARGET, cost, seconds, 1.0, missing))
     rows.append(

@@ -6,6 +6,7 @@ here, much the same: an ext4 filesystem with files of this machine, media, a dat
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -16,6 +17,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import zstandard
 
 from bench.measure import BenchError, environment
 
@@ -31,13 +34,15 @@ _PAGE_MARK = b"bench database page "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Two raw images. `changed_bytes`: in 4 KiB pages that differ. `origin` says how they were made."""
+    """Two raw images. `changed_bytes`: in 4 KiB pages that differ; `packed_bytes`: these pages, packed together with
+    zstd at level 3. `origin` says how they were made."""
 
     base: Path
     day: Path
     size_bytes: int
     data_bytes: int
     changed_bytes: int
+    packed_bytes: int
     origin: str
 
 
@@ -54,13 +59,14 @@ def make(folder: Path, size_mib: int) -> Workload:
         origin = "bench/workload.py"
         _make_base(base, size_mib * MIB, folder / "work")
         _make_day(base, day, size_mib * MIB, folder / "work")
-    data_bytes, changed_bytes = _compare(base, day)
+    data_bytes, changed_bytes, packed_bytes = _compare(base, day)
     return Workload(
         base=base,
         day=day,
         size_bytes=size_mib * MIB,
         data_bytes=data_bytes,
         changed_bytes=changed_bytes,
+        packed_bytes=packed_bytes,
         origin=origin,
     )
 
@@ -191,17 +197,21 @@ def _pages(image: Path) -> Iterator[tuple[int, bytes]]:
                         yield offset + at, page
 
 
-def _compare(base: Path, day: Path) -> tuple[int, int]:
-    """Bytes of the base image that are not zero, and bytes that differ a day later, both in pages. Warms the cache."""
+def _compare(base: Path, day: Path) -> tuple[int, int, int]:
+    """Bytes of the base image that are not zero, and bytes that differ a day later, both in pages; the latter also
+    packed. Warms the cache."""
     data_bytes = sum(len(page) for _, page in _pages(base))
-    changed_bytes = 0
+    changed_bytes = packed_bytes = 0
+    packing = zstandard.ZstdCompressor(level=3).compressobj()
     with base.open("rb") as one, day.open("rb") as other:
         while before := one.read(MIB):
             after = other.read(MIB)
             if before != after:
-                pages = range(0, len(before), PAGE_BYTES)
-                changed_bytes += PAGE_BYTES * sum(before[at:][:PAGE_BYTES] != after[at:][:PAGE_BYTES] for at in pages)
-    return data_bytes, changed_bytes
+                for at in range(0, len(before), PAGE_BYTES):
+                    if before[at : at + PAGE_BYTES] != (page := after[at : at + PAGE_BYTES]):
+                        changed_bytes += PAGE_BYTES
+                        packed_bytes += len(packing.compress(page))
+    return data_bytes, changed_bytes, packed_bytes + len(packing.flush())
 
 
 def _run(command: list[str | Path]) -> None:
@@ -212,17 +222,17 @@ def _run(command: list[str | Path]) -> None:
 
 def save(workload: Workload, folder: Path) -> None:
     """Note beside the images what they are, so that another run can use them again."""
-    fields = {name: getattr(workload, name) for name in ("size_bytes", "data_bytes", "changed_bytes", "origin")}
+    fields = {name: value for name, value in dataclasses.asdict(workload).items() if name not in ("base", "day")}
     (folder / "workload.json").write_text(json.dumps(fields))
 
 
 def load(folder: Path, size_mib: int) -> Workload | None:
-    """What `save` noted, if it is of that size."""
+    """What `save` noted, if it is of that size; None also for what an older bench noted."""
     try:
         fields = json.loads((folder / "workload.json").read_text())
     except FileNotFoundError:
         return None
-    if fields["size_bytes"] != size_mib * MIB:
+    if fields["size_bytes"] != size_mib * MIB or "packed_bytes" not in fields:
         return None
     for name in ("base.img", "day1.img"):
         _run(["dd", f"if={folder / name}", f"of={os.devnull}", "bs=4M"])  # into the page cache
