@@ -38,8 +38,6 @@ from agent.turns import Turns
 
 DEFAULT_PATIENCE_SECONDS = 30.0
 WORKERS_AHEAD = 2
-UNRESTRICTED = 1000
-"""Requests under way of a push that is alone: its volumes keep theirs few themselves, so that each gets its share."""
 BLOCKS_TYPE = "application/octet-stream"
 
 T = TypeVar("T")
@@ -87,7 +85,7 @@ class ServiceClient:
             raise UsageError(f"{url!r} is no address", "it looks like https://HOST:8470")
         self._lines = LinePool(host, port, context, server_hostname, pace)
         self._pace = pace
-        self.sending = Turns(UNRESTRICTED)
+        self.sending = Turns(None)
         """Requests with blocks: who measures how long one takes must not count how long it waits here."""
         self.workers = Turns(WORKERS)
         """Those that read and pack for the requests: a little ahead of them, and no more, since each takes memory."""
@@ -141,11 +139,12 @@ class ServiceClient:
 
     def allow_requests(self, most: int) -> None:
         """From now on about so many are under way at once. Among many pushes, to a service that is near, one on each
-        line: a second would only wait for the first, and be taken for slow."""
+        line: a second would only wait for the first, and be taken for slow. A push that is alone has no limit here: its
+        volumes keep theirs few themselves, so that each gets its share."""
         lines = -(-most // EACH)
         self._lines.keep(lines)
         under_way = most if self._lines.far or most >= WORKERS else lines
-        self.sending.allow(under_way if under_way < WORKERS else UNRESTRICTED)
+        self.sending.allow(under_way if under_way < WORKERS else None)
         self.workers.allow(min(under_way + WORKERS_AHEAD, WORKERS))
 
     async def ask(self, path: str, message: Any, reply: type[T], *, method: str = "POST") -> T:

@@ -9,27 +9,27 @@ from collections.abc import AsyncIterator
 
 
 class Turns:
-    """For one event loop. First come, first served."""
+    """For one event loop. First come, first served. `most`: None is no limit."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int | None) -> None:
         self._most = most
         self._under_way = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    def allow(self, most: int) -> None:
+    def allow(self, most: int | None) -> None:
         """From now on so many, and at least one; what is under way goes on."""
-        self._most = max(1, most)
+        self._most = None if most is None else max(1, most)
         self._call()
 
     @property
     def are_too_many(self) -> bool:
         """More are under way than are allowed by now."""
-        return self._under_way > self._most
+        return self._most is not None and self._under_way > self._most
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Inside is one of those that may be under way."""
-        if self._waiting or self._under_way >= self._most:
+        if self._waiting or not self._has_room():
             called = asyncio.get_running_loop().create_future()
             self._waiting.append(called)
             try:
@@ -50,8 +50,11 @@ class Turns:
         self._call()
 
     def _call(self) -> None:
-        while self._waiting and self._under_way < self._most:
+        while self._waiting and self._has_room():
             called = self._waiting.popleft()
             if not called.done():
                 self._under_way += 1
                 called.set_result(None)
+
+    def _has_room(self) -> bool:
+        return self._most is None or self._under_way < self._most

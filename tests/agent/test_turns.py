@@ -81,6 +81,23 @@ def test_what_is_allowed_changes_and_is_never_nothing() -> None:
     run(test())
 
 
+def test_a_limit_that_is_taken_away_lets_all_in() -> None:
+    async def test() -> None:
+        requests = Requests(1)
+        tasks = [requests.begin(number) for number in range(4)]
+        await settled()
+        assert requests.inside == [0]
+        requests.turns.allow(None)
+        await settled()
+        assert requests.inside == [0, 1, 2, 3]
+        assert not requests.turns.are_too_many
+        for number in range(4):
+            requests.end(number)
+        await asyncio.gather(*tasks)
+
+    run(test())
+
+
 def test_one_that_gives_up_leaves_its_turn_to_others_whenever_it_does() -> None:
     async def test() -> None:
         requests = Requests(1)
