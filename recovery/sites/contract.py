@@ -248,8 +248,8 @@ class Site(Protocol):
         """Absent already: does nothing."""
         ...
 
-    def documents(self) -> Iterator[tuple[str, str]]:
-        """(server_id, name) of every document."""
+    def documents(self, server_id: str | None = None) -> Iterator[tuple[str, str]]:
+        """(server_id, name) of every document, or of one server's: a site has thousands of servers."""
         ...
 
     # --- instances ---------------------------------------------------------------------------------------------

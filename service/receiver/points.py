@@ -137,9 +137,8 @@ class PointArchive:
         Returns the manifests of all points there are, each server's in the order in which they were made. Of one
         server: raises StorageError where a commit can be carried no further now."""
         names: dict[str, set[str]] = {}
-        for owner, name in self._site.documents():
-            if server_id in (None, owner):
-                names.setdefault(owner, set()).add(name)
+        for owner, name in self._site.documents(server_id):
+            names.setdefault(owner, set()).add(name)
         at_start = server_id is None
         return [
             manifest for owner in names for manifest in self._recover_server(owner, names[owner], at_start=at_start)

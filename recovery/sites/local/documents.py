@@ -38,10 +38,13 @@ class Documents:
                 path.unlink()
                 sync_folder(path.parent)
 
-    def names(self) -> Iterator[tuple[str, str]]:
+    def names(self, server_id: str | None = None) -> Iterator[tuple[str, str]]:
         """(server_id, name), by name."""
         with storage_errors("list the documents"):
-            found = sorted(self._root.glob(f"*/{_FOLDER}/*"))
+            if server_id is None:
+                found = sorted(self._root.glob(f"*/{_FOLDER}/*"))
+            else:
+                found = sorted((self._root / check_name(server_id, "a server") / _FOLDER).glob("*"))
         for path in found:
             if not path.name.startswith("."):  # a write that was cut
                 yield path.parent.parent.name, path.name

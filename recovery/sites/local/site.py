@@ -134,8 +134,8 @@ class LocalSite:
     def delete_document(self, server_id: str, name: str) -> None:
         self._documents.delete(server_id, name)
 
-    def documents(self) -> Iterator[tuple[str, str]]:
-        return self._documents.names()
+    def documents(self, server_id: str | None = None) -> Iterator[tuple[str, str]]:
+        return self._documents.names(server_id)
 
     # --- instances -------------------------------------------------------------------------------------------
 

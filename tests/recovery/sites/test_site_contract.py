@@ -320,6 +320,8 @@ def test_documents_are_stored_replaced_listed_and_deleted(site: Site) -> None:
     assert site.read_document("web01", "p1.json") == b"two"
     assert site.read_document("db01", "p1.0.digests") == bytes(range(256))
     assert sorted(site.documents()) == [("db01", "p1.0.digests"), ("web01", "p1.json")]
+    assert list(site.documents("web01")) == [("web01", "p1.json")]
+    assert list(site.documents("nobody")) == []
     site.delete_document("web01", "p1.json")
     site.delete_document("web01", "p1.json")
     with pytest.raises(NotFound):

@@ -149,8 +149,8 @@ class MemorySite:
         self.fuse.burn()
         self._documents.pop((server_id, name), None)
 
-    def documents(self) -> Iterator[tuple[str, str]]:
-        yield from sorted(self._documents)
+    def documents(self, server_id: str | None = None) -> Iterator[tuple[str, str]]:
+        yield from sorted(place for place in self._documents if server_id in (None, place[0]))
 
     def _newest(self, key: VolumeKey) -> bytes:
         return next(reversed(self._points.get(key, {}).values()), b"")
