@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from agent.client import ServiceClient
 from agent.protocol.errors import BadMessage
@@ -49,9 +50,7 @@ class Offers:
         asker = _Asker(changes)
         self._waiting.append(asker)
         if len(self._under_way) < self._at_once:
-            task = asyncio.create_task(self._ask_all())
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+            self._under_way.add(asyncio.create_task(self._ask_all()))
         return await asker.answered
 
     async def ask_apart(self, changes: Sequence[Change], *, with_sums: bool) -> list[Said]:
@@ -61,9 +60,13 @@ class Offers:
         return self._read(changes, answer)
 
     async def _ask_all(self) -> None:
-        while self._waiting:
-            askers, self._waiting = self._waiting, []
-            await self._ask(askers)
+        try:
+            while self._waiting:
+                askers, self._waiting = self._waiting, []
+                await self._ask(askers)
+        finally:
+            # in the same breath: who came between the last look and this would count on being seen, and wait for ever
+            self._under_way.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _ask(self, askers: list[_Asker]) -> None:
         together = sorted((change for asker in askers for change in asker.changes), key=lambda change: change.index)
