@@ -123,8 +123,8 @@ async def _serve(options: ServeOptions) -> None:
         resources.callback(database.close)
         site = LocalSite(data / "site")
         resources.callback(site.close)
-        points = PointStore(database)
         archive = PointArchive(site, pki.signing_key, data / "receiver" / "scratch")
+        points = PointStore(database, archive.manifest)
         index = ContentIndex.open(data / "dedupe")
         if index is not None:
             resources.callback(index.close)
@@ -218,6 +218,7 @@ async def _serve(options: ServeOptions) -> None:
         app.add_routes(
             VerifyHttp(
                 verifier,
+                database,
                 slow_threads,
                 tenant_of,
                 lambda tenant, words: audit.add(tenant, "operator", "verify.heal", words),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -61,7 +61,9 @@ class PointRows(Protocol):
 
     def newest_first(self, server_id: str) -> list[Point]: ...
 
-    def all_ids(self) -> list[str]: ...
+    def listed(self, server_id: str | None = None) -> Mapping[str, list[str]]:
+        """The ids of points, oldest first, by server; of one server, or of all."""
+        ...
 
 
 class Receiver:
@@ -93,10 +95,10 @@ class Receiver:
         manifests = self.archive.recover()
         if not manifests:
             self.dedupe.begin_empty()
-        listed = set(self._rows.all_ids())
-        lost = {manifest.server_id for manifest in manifests if manifest.point.id not in listed}
-        self._rows.restore([manifest for manifest in manifests if manifest.server_id in lost])
-        for gone in listed - {manifest.point.id for manifest in manifests}:
+        listed = self._rows.listed()
+        self._restore(manifests, listed)
+        ids = {point_id for of_server in listed.values() for point_id in of_server}
+        for gone in ids - {manifest.point.id for manifest in manifests}:
             log.warning("point %s is listed, but the site does not hold it: the row is removed", gone)
             self._rows.remove(gone)
 
@@ -291,8 +293,19 @@ class Receiver:
 
     def finish_interrupted(self, server_id: str) -> None:
         """Carry on what a crash or a full disk cut, so that the newest point is what the next push builds on."""
-        for manifest in self.archive.recover(server_id):
-            self._rows.add(manifest)
+        self._restore(self.archive.recover(server_id), self._rows.listed(server_id))
+
+    def _restore(self, manifests: list[Manifest], listed: Mapping[str, list[str]]) -> None:
+        """Make the rows of those servers say what their manifests say where a point is not listed, or as older than the
+        one that it was made on."""
+        places = {point_id: place for ids in listed.values() for place, point_id in enumerate(ids)}
+        wrong = {
+            manifest.server_id
+            for manifest in manifests
+            if manifest.point.id not in places or places.get(manifest.parent or "", -1) > places[manifest.point.id]
+        }
+        if wrong:
+            self._rows.restore([manifest for manifest in manifests if manifest.server_id in wrong])
 
     def _point(self, session: PushSession, request: CommitRequest, roots: list[bytes]) -> Point:
         taken_at = datetime.fromtimestamp(self._now(), UTC) - timedelta(seconds=max(0.0, request.age_seconds))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import logging
 import re
 from collections.abc import Callable
 from typing import Protocol
@@ -17,6 +18,8 @@ from recovery.sites.contract import Site
 from service.receiver.manifest import Manifest, unsealed
 from service.receiver.points import PointArchive
 from service.receiver.verify.findings import Finding, Part
+
+log = logging.getLogger(__name__)
 
 _MANIFEST = re.compile(r"([^.]+)\.json")
 MAX_MANIFEST_BYTES = 16 << 10
@@ -37,6 +40,10 @@ class Rows(Protocol):
     def newest_first(self, server_id: str) -> list[Point]: ...
 
     def mark_verified(self, point_id: str, verified_at: str) -> None: ...
+
+    def remove(self, point_id: str) -> None:
+        """Gone already: does nothing."""
+        ...
 
     def restore(self, manifests: list[Manifest]) -> None:
         """Make a server's rows say what its manifests, oldest first, say."""
@@ -62,7 +69,11 @@ class Records:
 
     def known(self, tenant: str) -> list[tuple[str, str]]:
         """(server id, point id) of all points that the rows or the site know of, also where neither can be read."""
-        listed = self._rows.places(tenant)
+        try:
+            listed = self._rows.places(tenant)
+        except StorageError as error:  # then each point's finding says so
+            log.warning("the rows of points cannot be read: %s", error)
+            listed = []
         at_site = [(server_id, found[1]) for server_id, name in self._site.documents() if (found := _manifest(name))]
         unlisted = sorted(set(at_site) - set(listed))
         return listed + [place for place in unlisted if self._belongs(*place, tenant)]
@@ -79,17 +90,16 @@ class Records:
         point_id = manifest.point.id
         try:
             row = self._rows.get(point_id)
+            wrong = [
+                f"{name} is {found!r}, and {signed!r} was signed"
+                for name, found, signed in _fields(row, manifest)
+                if found != signed
+            ]
+            wrong = wrong or self._misplaced(manifest)
         except NotFound:
             return [_row_finding(point_id, f"point {point_id} has no row in the database")]
         except StorageError as error:
             return [_row_finding(point_id, f"the row of point {point_id} cannot be read: {error.message}")]
-        wrong = [
-            f"{name} is {found!r}, and {signed!r} was signed"
-            for name, found, signed in _fields(row, manifest)
-            if found != signed
-        ]
-        if not wrong and not self._in_order(manifest):
-            wrong = ["it is listed as older than the point that it was made on"]
         return [_row_finding(point_id, f"the row of point {point_id} is wrong: {'; '.join(wrong)}")] if wrong else []
 
     def restore(self, server_id: str) -> None:
@@ -128,6 +138,14 @@ class Records:
         right_place = (manifest.server_id, manifest.point.id) == (server_id, point_id)
         return right_place and json.dumps(as_written).encode() == document
 
+    def remove_if_nothing_is_left(self, server_id: str, point_id: str) -> bool:
+        """Of a point that is listed and has no manifest. Needs the server's lock."""
+        keys = [key for key in self._site.volumes() if key.server_id == server_id]
+        if any(point_id in self._site.snapshots(key) for key in keys):
+            return False
+        self._rows.remove(point_id)
+        return True
+
     def mark_verified(self, point_id: str, verified_at: str) -> None:
         self._rows.mark_verified(point_id, verified_at)
 
@@ -139,14 +157,13 @@ class Records:
         except StorageError:  # it does not say any more; its server's row may
             return server_id in self.servers_of(tenant)
 
-    def _in_order(self, manifest: Manifest) -> bool:
-        try:
-            listed = [point.id for point in self._rows.newest_first(manifest.server_id)]
-        except StorageError:  # of another point; that is told where that one is looked at
-            return True
-        if manifest.parent not in listed or manifest.point.id not in listed:
-            return True
-        return listed.index(manifest.point.id) < listed.index(manifest.parent)
+    def _misplaced(self, manifest: Manifest) -> list[str]:
+        listed = [point.id for point in self._rows.newest_first(manifest.server_id)]
+        if manifest.point.id not in listed:
+            return ["the database's index does not lead to it"]
+        if manifest.parent in listed and listed.index(manifest.point.id) > listed.index(manifest.parent):
+            return ["it is listed as older than the point that it was made on"]
+        return []
 
 
 def _manifest(name: str) -> re.Match[str] | None:
