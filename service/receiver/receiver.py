@@ -90,8 +90,9 @@ class Receiver:
         self._patches = Patches()
         self._standing = Standing(site, archive, folder)
 
-    def recover(self) -> None:
-        """At start: end what a crash cut, and make the rows say what the site holds."""
+    def recover(self) -> dict[str, int]:
+        """At start: end what a crash cut, and make the rows say what the site holds. Returns the highest epoch of each
+        server's points."""
         manifests = self.archive.recover()
         if not manifests:
             self.dedupe.begin_empty()
@@ -101,6 +102,10 @@ class Receiver:
         for gone in ids - {manifest.point.id for manifest in manifests}:
             log.warning("point %s is listed, but the site does not hold it: the row is removed", gone)
             self._rows.remove(gone)
+        epochs: dict[str, int] = {}
+        for manifest in manifests:
+            epochs[manifest.server_id] = max(manifest.point.epoch, epochs.get(manifest.server_id, 0))
+        return epochs
 
     # --- push ---
 

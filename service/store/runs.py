@@ -62,6 +62,10 @@ class RunRows:
         with self._database.read() as connection:
             return _one(connection, run_id)
 
+    def knows(self, run_id: str) -> bool:
+        with self._database.read() as connection:
+            return connection.execute(select(runs.c.id).where(runs.c.id == run_id)).one_or_none() is not None
+
     def newest(self, tenant: str, most: int) -> list[Run]:
         """So many at the most, newest first."""
         mine = select(runs.c.id).where(runs.c.tenant == tenant)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, exists, insert, select, update
 
-from agent.protocol.errors import NotFound, StorageError
+from agent.protocol.errors import NotFound, StorageError, UnderstudyError
 from agent.protocol.messages import VolumeDeclaration, from_json, to_json
 from service.store.commands import OPEN
 from service.store.database import Database
@@ -22,8 +23,12 @@ _BARE = [column for column in servers.c if column.name not in ("volumes", "inven
 class ServerStore:
     """Raises NotFound for what there is not; otherwise as Database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, witness: Callable[[ServerRow, ServerRow], None] = lambda before, after: None
+    ) -> None:
+        """`witness` is told of a change (before, after) ahead of it, and what it raises prevents it."""
         self._database = database
+        self._witness = witness
 
     def get(self, server_id: str) -> ServerRow:
         with self._database.read() as connection:
@@ -68,16 +73,30 @@ class ServerStore:
                 lambda found, error: on_damage(str(found["id"]), str(found["name"]), error),
             )
 
+    def every(self) -> list[ServerRow]:
+        """Of all tenants; without those whose row is damaged."""
+        with self._database.read() as connection:
+            return readable(servers, connection.execute(select(servers)).mappings(), _row)
+
     def change(self, server_id: str, transition: Callable[[ServerRow], ServerRow]) -> ServerRow:
         """Replace the row by what the (pure) transition makes of it; nobody else changes it meanwhile."""
-        with self._database.write() as connection:
-            before = _get(connection, server_id, lock=True)
-            after = transition(before)
-            if after != before:
-                values = _values(after)
-                del values["id"], values["tenant"]
-                connection.execute(update(servers).where(servers.c.id == server_id).values(values))
-            return after
+        told: list[tuple[ServerRow, ServerRow]] = []
+        try:
+            with self._database.write() as connection:
+                before = _get(connection, server_id, lock=True)
+                after = transition(before)
+                if after != before:
+                    told.append((before, after))
+                    self._witness(before, after)
+                    values = _values(after)
+                    del values["id"], values["tenant"]
+                    connection.execute(update(servers).where(servers.c.id == server_id).values(values))
+                return after
+        except UnderstudyError:
+            for before, after in told:  # it did not come to it
+                with contextlib.suppress(UnderstudyError):
+                    self._witness(after, before)
+            raise
 
     def seen(self, at: Mapping[tuple[str, str], float]) -> None:
         """When (seconds since 1970) machines were last heard, by (server, machine). Of a machine that is not the owner,

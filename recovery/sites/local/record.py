@@ -15,13 +15,12 @@ from typing import Any
 from blake3 import blake3
 
 from agent.protocol.errors import SiteError
+from recovery.bits import turned_back
 from recovery.sites.contract import InstanceSpec, NetworkMode, VolumeKey
 from recovery.sites.local.durable import write_file
 
 NAME = "spec.json"
 WAY_OUT = "restore it from a copy, or end the instance: understudy end RUN; until then no point is removed"
-MAX_BYTES = 16 << 10
-"""Up to so many, every bit is tried: a few seconds."""
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +72,10 @@ def mend(folder: Path) -> None:
     """Turn a single flipped bit back. Where that is not it, all stays as it is."""
     path = folder / NAME
     try:
-        damaged = path.read_bytes()
-        if len(damaged) > MAX_BYTES or _is_sound(damaged):
-            return
-        for bit in range(8 * len(damaged)):
-            candidate = bytearray(damaged)
-            candidate[bit // 8] ^= 1 << bit % 8
-            if _is_sound(bytes(candidate)):
-                write_file(path, bytes(candidate))
-                log.warning("%s: bit %d of byte %d had flipped, and was turned back", path, bit % 8, bit // 8)
-                return
+        content = path.read_bytes()
+        if not _is_sound(content) and (healed := turned_back(content, _is_sound)) is not None:
+            write_file(path, healed)
+            log.warning("%s: a bit had flipped, and was turned back", path)
     except OSError as error:
         log.warning("%s cannot be looked at: %s", path, error)
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from agent.protocol.errors import NotFound, StorageError
 from agent.protocol.messages import Point
+from recovery.bits import turned_back
 from recovery.sites.contract import Site
 from service.receiver.manifest import Manifest, unsealed
 from service.receiver.points import PointArchive
@@ -22,8 +23,6 @@ from service.receiver.verify.findings import Finding, Part
 log = logging.getLogger(__name__)
 
 _MANIFEST = re.compile(r"([^.]+)\.json")
-MAX_MANIFEST_BYTES = 16 << 10
-"""Up to so many, every bit is tried: a few seconds."""
 
 
 class Rows(Protocol):
@@ -112,15 +111,10 @@ class Records:
         Nothing is signed anew: whoever can write to the site must not get a signature for what they wrote."""
         name = f"{point_id}.json"
         damaged = self._site.read_document(server_id, name)
-        if len(damaged) > MAX_MANIFEST_BYTES:
-            return False
-        for bit in range(8 * len(damaged)):
-            candidate = bytearray(damaged)
-            candidate[bit // 8] ^= 1 << bit % 8
-            if self.is_intact(bytes(candidate), server_id, point_id):
-                self._site.write_document(server_id, name, bytes(candidate))
-                return True
-        return False
+        healed = turned_back(damaged, lambda candidate: self.is_intact(candidate, server_id, point_id))
+        if healed is not None:
+            self._site.write_document(server_id, name, healed)
+        return healed is not None
 
     def is_intact(self, document: bytes, server_id: str, point_id: str) -> bool:
         """Is this the manifest of that point, to the byte? JSON can say the same in other ways than we write it."""
