@@ -43,6 +43,9 @@ COMMIT_PATIENCE_SECONDS = 100.0
 DEFAULT_RESERVE_BYTES = 256 << 20
 """Space that pushes leave free at the site, so that the database and running instances can go on."""
 
+SEGMENTS_AT_ONCE = 16_384
+"""Of 64 MiB each: half a MiB of digests, for which the receiver hashes 512 MiB of its map."""
+
 log = logging.getLogger(__name__)
 
 
@@ -133,6 +136,14 @@ class Receiver:
             offers=session.offers,
             requests=self.sessions.requests_each(),
         )
+
+    def segments(self, server_id: str, session_id: str, volume: int, first: int) -> bytes:
+        """What the working state holds, as digests of segments from `first` on, as many as fit an answer."""
+        session = self.sessions.get(session_id, server_id)
+        if first < 0:
+            raise BadMessage(f"there is no segment {first}")
+        with session.request():
+            return _head(session, volume).digests.segments(first, SEGMENTS_AT_ONCE)
 
     def offer(
         self, server_id: str, session_id: str, volume: int, body: bytes | bytearray, *, with_sums: bool = False
