@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.protocol.errors import NotFound
-from recovery.bits import turned_back
+from recovery.seals import turned_back
 from recovery.sites.contract import Site
 from service.signed import proven, signed
 from service.store.rows import ServerRow, ServerState

@@ -5,17 +5,13 @@ is turned back, as the seal proves."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from blake3 import blake3
 
 from agent.protocol.errors import SiteError
-from recovery.bits import turned_back
+from recovery.seals import opened, sealed, turned_back
 from recovery.sites.contract import InstanceSpec, NetworkMode, VolumeKey
 from recovery.sites.local.durable import write_file
 
@@ -33,28 +29,27 @@ class Record:
     host_ports: Mapping[int, int]
 
     def to_bytes(self) -> bytes:
-        document = {"spec": asdict(self.spec), "host_ports": dict(self.host_ports)}
-        plain = json.loads(json.dumps(document))
-        return json.dumps(plain | {"seal": _seal(plain)}, indent=1).encode()
+        return sealed({"spec": asdict(self.spec), "host_ports": dict(self.host_ports)})
 
     @staticmethod
     def from_bytes(content: bytes) -> Record:
-        """Raises ValueError, KeyError, TypeError or AttributeError where it is damaged."""
-        document: dict[str, Any] = json.loads(content)
-        if document.pop("seal") != _seal(document):
-            raise ValueError("the seal is another document's")
-        spec = document["spec"]
-        spec["ports"] = {int(guest): host for guest, host in spec["ports"].items()}
-        spec["network"] = NetworkMode(spec["network"])
-        spec["points"] = [(VolumeKey(**key), point) for key, point in spec["points"]]
-        return Record(InstanceSpec(**spec), {int(guest): host for guest, host in document["host_ports"].items()})
+        """Raises ValueError where it is damaged."""
+        document = opened(content)
+        try:
+            spec = document["spec"]
+            spec["ports"] = {int(guest): host for guest, host in spec["ports"].items()}
+            spec["network"] = NetworkMode(spec["network"])
+            spec["points"] = [(VolumeKey(**key), point) for key, point in spec["points"]]
+            return Record(InstanceSpec(**spec), {int(guest): host for guest, host in document["host_ports"].items()})
+        except (KeyError, TypeError, AttributeError) as error:  # of another version
+            raise ValueError(str(error)) from None
 
 
 def read(folder: Path) -> Record | None:
     """Of the instance with this folder; None: there is no record. Raises SiteError where it is damaged, OSError."""
     path = folder / NAME
     try:
-        return _understood(path.read_bytes())
+        return Record.from_bytes(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValueError:
@@ -80,21 +75,9 @@ def mend(folder: Path) -> None:
         log.warning("%s cannot be looked at: %s", path, error)
 
 
-def _understood(content: bytes) -> Record:
-    """Raises ValueError."""
-    try:
-        return Record.from_bytes(content)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(str(error)) from None
-
-
 def _is_sound(content: bytes) -> bool:
     try:
-        _understood(content)
+        Record.from_bytes(content)
     except ValueError:
         return False
     return True
-
-
-def _seal(document: dict[str, Any]) -> str:
-    return blake3(json.dumps(document, sort_keys=True).encode()).hexdigest()

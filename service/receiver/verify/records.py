@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from agent.protocol.errors import NotFound, StorageError
 from agent.protocol.messages import Point
-from recovery.bits import turned_back
-from recovery.sites.contract import Site
+from recovery.seals import turned_back
+from recovery.sites.contract import Site, VolumeKey
 from service.receiver.manifest import Manifest, unsealed
 from service.receiver.points import PointArchive
 from service.receiver.verify.findings import Finding, Part
@@ -23,6 +23,7 @@ from service.receiver.verify.findings import Finding, Part
 log = logging.getLogger(__name__)
 
 _MANIFEST = re.compile(r"([^.]+)\.json")
+_UNDER_WAY = re.compile(r"([^.]+)\.(?:pending|deleting)\.json")
 
 
 class Rows(Protocol):
@@ -73,8 +74,7 @@ class Records:
         except StorageError as error:  # then each point's finding says so
             log.warning("the rows of points cannot be read: %s", error)
             listed = []
-        at_site = [(server_id, found[1]) for server_id, name in self._site.documents() if (found := _manifest(name))]
-        unlisted = sorted(set(at_site) - set(listed))
+        unlisted = sorted(self._at_site() - set(listed))
         return listed + [place for place in unlisted if self._belongs(*place, tenant)]
 
     def locate(self, point_id: str, tenant: str) -> str:
@@ -82,7 +82,26 @@ class Records:
         for server_id, name in self._site.documents():
             if name == f"{point_id}.json" and self._belongs(server_id, point_id, tenant):
                 return server_id
+        for server_id, orphan in self._at_site():
+            if orphan == point_id and self._belongs(server_id, point_id, tenant):
+                return server_id
         return self._rows.get(point_id, tenant).server_id
+
+    def _at_site(self) -> set[tuple[str, str]]:
+        """(server id, point id): of manifests, and of snapshots that have lost theirs. Those that are just being made
+        or removed have another document; it is looked for after them, so that it is there already, or they are gone."""
+        snapshots = {(key.server_id, point_id) for key in self._site.volumes() for point_id in self._snapshots(key)}
+        names = set(self._site.documents())
+        manifests = {(server_id, found[1]) for server_id, name in names if (found := _MANIFEST.fullmatch(name))}
+        under_way = {(server_id, found[1]) for server_id, name in names if (found := _UNDER_WAY.fullmatch(name))}
+        return manifests | (snapshots - under_way)
+
+    def _snapshots(self, key: VolumeKey) -> list[str]:
+        try:
+            return self._site.snapshots(key)
+        except StorageError as error:  # a chain that cannot be followed is told of with its points
+            log.warning("volume %d of %s: %s", key.index, key.server_id, error)
+            return []
 
     def compare(self, manifest: Manifest) -> list[Finding]:
         """Where the row of a point does not say what the signed manifest says."""
@@ -134,8 +153,7 @@ class Records:
 
     def remove_if_nothing_is_left(self, server_id: str, point_id: str) -> bool:
         """Of a point that is listed and has no manifest. Needs the server's lock."""
-        keys = [key for key in self._site.volumes() if key.server_id == server_id]
-        if any(point_id in self._site.snapshots(key) for key in keys):
+        if (server_id, point_id) in self._at_site():
             return False
         self._rows.remove(point_id)
         return True
@@ -146,9 +164,7 @@ class Records:
     def _belongs(self, server_id: str, point_id: str, tenant: str) -> bool:
         try:
             return self._archive.manifest(server_id, point_id).tenant == tenant
-        except NotFound:
-            return False
-        except StorageError:  # it does not say any more; its server's row may
+        except (NotFound, StorageError):  # it does not say any more; its server's row may
             return server_id in self.servers_of(tenant)
 
     def _misplaced(self, manifest: Manifest) -> list[str]:
@@ -158,10 +174,6 @@ class Records:
         if manifest.parent in listed and listed.index(manifest.point.id) > listed.index(manifest.parent):
             return ["it is listed as older than the point that it was made on"]
         return []
-
-
-def _manifest(name: str) -> re.Match[str] | None:
-    return _MANIFEST.fullmatch(name)
 
 
 def _fields(row: Manifest, manifest: Manifest) -> list[tuple[str, object, object]]:

@@ -92,7 +92,7 @@ class Verifier:
             what = f"the manifest of point {point_id} was altered beside what is signed, or is another point's"
         except NotFound:
             missing = True
-            what = f"point {point_id} is listed, and the site has no manifest of it"
+            what = f"the site has no manifest of point {point_id}, though it is listed, or has files there"
         except StorageError as error:
             what = f"the manifest of point {point_id} is damaged: {error.message}"
         where = f"{server_id}/documents/{point_id}.json"
