@@ -108,9 +108,11 @@ class PointStore:
             }
 
     def listed(self, server_id: str | None = None) -> dict[str, list[str]]:
-        """The ids of points, oldest first, by server: as the rows have them, whatever an index says."""
-        query = select(points.c.server_id, points.c.id).with_hint(points, "NOT INDEXED", "sqlite")
-        if server_id is not None:
+        """The ids of points, oldest first, by server: as the rows have them, whatever an index on ids says."""
+        query = select(points.c.server_id, points.c.id)
+        if server_id is None:
+            query = query.with_hint(points, "NOT INDEXED", "sqlite")
+        else:
             query = query.where(points.c.server_id == server_id)
         found: dict[str, list[str]] = {}
         with self._database.read() as connection:

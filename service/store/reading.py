@@ -6,12 +6,14 @@ time into the year 10^200, JSON into none. Such a row is named, and the others a
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, RowMapping, String, Table
+from sqlalchemy import BigInteger, Boolean, Double, Integer, RowMapping, String, Table
+from sqlalchemy.types import TypeEngine
 
 from agent.protocol.errors import BadMessage, StorageError, UsageError
 
@@ -19,7 +21,12 @@ LAST_SECOND = 253_402_300_799
 """Of the year 9999: no time of ours is later, and no number with a fraction is larger."""
 _HINT = "restore the database from a backup: docs/runbooks/lost-receiver.md"
 _HINTS = {"points": "it is made again from the signed manifest: understudy verify --all --heal"}
-_KINDS = ((Boolean, bool), (Integer, int), (BigInteger, int), (Double, (int, float)), (String, str))
+_KINDS: tuple[tuple[type[TypeEngine[Any]], type], ...] = (
+    (Boolean, bool),
+    (Integer, int),
+    (BigInteger, int),
+    (String, str),
+)
 
 T = TypeVar("T")
 
@@ -45,10 +52,9 @@ def json_of(text: Any) -> Any:
 def read(table: Table, found: RowMapping, make: Callable[[dict[str, Any]], T]) -> T:
     """What `make` makes of a row. Raises StorageError, naming table and row, where it is not what it should be."""
     try:
-        for column in table.c:
-            if column.name in found:
-                _check(column, found[column.name])
-        return make(dict(found))
+        fields = dict(found)
+        _check(table, fields)
+        return make(fields)
     except (BadMessage, UsageError, ValueError, TypeError, KeyError) as error:
         key = ", ".join(str(found.get(column.name)) for column in table.primary_key)
         hint = _HINTS.get(table.name, _HINT)
@@ -73,14 +79,29 @@ def readable(
     return made
 
 
-def _check(column: Column[Any], value: Any) -> None:
-    if value is None:
-        if not column.nullable:
-            raise ValueError(f"{column.name} is missing")
-        return
-    if isinstance(value, NoJson):
-        raise TypeError(f"{column.name} is no JSON")
-    kind = next((python for sql, python in _KINDS if isinstance(column.type, sql)), None)
-    right = isinstance(column.type, JSON) or kind is None or isinstance(value, kind)
-    if not right or (isinstance(column.type, Double) and not 0 <= value <= LAST_SECOND):
-        raise TypeError(f"{column.name} is {value!r}")
+@functools.cache
+def _kinds(table: Table) -> tuple[tuple[str, type, bool, bool], ...]:
+    """Of each column: its name, what Python has of it, whether it may be missing, whether it is a time or the like."""
+    return tuple(
+        (
+            column.name,
+            next((python for sql, python in _KINDS if isinstance(column.type, sql)), object),
+            bool(column.nullable),
+            isinstance(column.type, Double),
+        )
+        for column in table.c
+    )
+
+
+def _check(table: Table, fields: dict[str, Any]) -> None:
+    for name, kind, may_be_missing, is_double in _kinds(table):
+        value = fields.get(name)
+        if value is None:
+            if not may_be_missing and name in fields:
+                raise ValueError(f"{name} is missing")
+        elif isinstance(value, NoJson):
+            raise TypeError(f"{name} is no JSON")
+        elif is_double and not (isinstance(value, (int, float)) and 0 <= value <= LAST_SECOND):
+            raise TypeError(f"{name} is {value!r}, and no number that it could be")
+        elif not isinstance(value, kind):
+            raise TypeError(f"{name} is {value!r}")
