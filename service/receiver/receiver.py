@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
 
 from agent.protocol.digests import DIGEST_BYTES
 from agent.protocol.errors import BadMessage, NotFound, RootMismatch, SessionUnknown, StorageError, StorageFull
@@ -33,6 +32,7 @@ from service.receiver.head import Head
 from service.receiver.manifest import Manifest, point_root
 from service.receiver.patches import Patches, blocks_and_patches
 from service.receiver.points import PointArchive
+from service.receiver.rows import PointRows, agree_with, highest_epochs
 from service.receiver.session import PushSession, SessionRegistry
 from service.receiver.standing import Standing
 
@@ -47,26 +47,6 @@ SEGMENTS_AT_ONCE = 16_384
 """Of 64 MiB each: half a MiB of digests, for which the receiver hashes 512 MiB of its map."""
 
 log = logging.getLogger(__name__)
-
-
-class PointRows(Protocol):
-    """The rows about points: a view of what the site holds."""
-
-    def add(self, manifest: Manifest) -> None:
-        """There already: does nothing."""
-        ...
-
-    def restore(self, manifests: list[Manifest]) -> None:
-        """Make the rows of these say what they say, and in their order: each server's oldest first."""
-        ...
-
-    def remove(self, point_id: str) -> None: ...
-
-    def newest_first(self, server_id: str) -> list[Point]: ...
-
-    def listed(self, server_id: str | None = None) -> Mapping[str, list[str]]:
-        """The ids of points, oldest first, by server; of one server, or of all."""
-        ...
 
 
 class Receiver:
@@ -99,16 +79,8 @@ class Receiver:
         manifests = self.archive.recover()
         if not manifests:
             self.dedupe.begin_empty()
-        listed = self._rows.listed()
-        self._restore(manifests, listed)
-        ids = {point_id for of_server in listed.values() for point_id in of_server}
-        for gone in ids - {manifest.point.id for manifest in manifests}:
-            log.warning("point %s is listed, but the site does not hold it: the row is removed", gone)
-            self._rows.remove(gone)
-        epochs: dict[str, int] = {}
-        for manifest in manifests:
-            epochs[manifest.server_id] = max(manifest.point.epoch, epochs.get(manifest.server_id, 0))
-        return epochs
+        agree_with(self._rows, manifests, self._rows.listed(), remove_others=True)
+        return highest_epochs(manifests)
 
     # --- push ---
 
@@ -309,19 +281,7 @@ class Receiver:
 
     def finish_interrupted(self, server_id: str) -> None:
         """Carry on what a crash or a full disk cut, so that the newest point is what the next push builds on."""
-        self._restore(self.archive.recover(server_id), self._rows.listed(server_id))
-
-    def _restore(self, manifests: list[Manifest], listed: Mapping[str, list[str]]) -> None:
-        """Make the rows of those servers say what their manifests say where a point is not listed, or as older than the
-        one that it was made on."""
-        places = {point_id: place for ids in listed.values() for place, point_id in enumerate(ids)}
-        wrong = {
-            manifest.server_id
-            for manifest in manifests
-            if manifest.point.id not in places or places.get(manifest.parent or "", -1) > places[manifest.point.id]
-        }
-        if wrong:
-            self._rows.restore([manifest for manifest in manifests if manifest.server_id in wrong])
+        agree_with(self._rows, self.archive.recover(server_id), self._rows.listed(server_id))
 
     def _point(self, session: PushSession, request: CommitRequest, roots: list[bytes]) -> Point:
         taken_at = datetime.fromtimestamp(self._now(), UTC) - timedelta(seconds=max(0.0, request.age_seconds))

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from agent.protocol.errors import StorageError
 from service.receiver.receiver import Receiver
@@ -16,6 +17,7 @@ from service.store.points import PointStore
 from tests.seeds import seeded
 from tests.service.receiver.pushing import SERVER, Bench, Pusher, make_image
 from tests.service.receiver.verify.rot import flip, verifier_of
+from tests.service.store.rows_for_tests import add_server
 
 ROW_BYTES = 420
 """Of a point with one volume; what stands before an id is the row's header."""
@@ -64,6 +66,22 @@ def test_points_are_listed_and_named_and_their_rows_made_again_whichever_bit_fli
         print(f"byte {at} bit {bit}")
         healed += started_and_healed(bench, points)
     assert healed > flips * 0.9, "of few bits SQLite itself says that its file is malformed"
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("id", "pt-nothing22"), ("id", b"\xff\xfe"), ("server_id", "srv-other"), ("sequence", 0)]
+)
+def test_rows_that_are_another_points_or_servers_or_out_of_order_are_put_right_by_a_push(
+    bench: Bench, pusher: Pusher, column: str, value: object
+) -> None:
+    points = [pusher.push(make_image(2, seed)).id for seed in range(3)]
+    add_server(bench.rows._database, id="srv-other", name="other")
+    put = f"UPDATE points SET {column} = {'CAST(:v AS TEXT)' if column == 'id' else ':v'} WHERE id = :id"
+    with bench.rows._database.write() as connection:
+        connection.execute(text(put), {"v": value, "id": points[2]})
+    begun = pusher.begin(make_image(2, 4))
+    assert begun.volumes[0].point == points[2], "what is made now stands on the newest"
+    assert [point.id for point in bench.rows.newest_first(SERVER.id)][:3] == points[::-1]
 
 
 def test_an_index_that_leads_astray_is_named_and_made_anew(bench: Bench, pusher: Pusher) -> None:
