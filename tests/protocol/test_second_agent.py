@@ -90,9 +90,9 @@ def test_it_pushes_sends_what_changed_and_pulls_what_differs(
 
 
 def test_without_its_memory_it_offers_nothing_of_what_is_the_same(second: SecondAgent, volume: bytearray) -> None:
-    large = bytes(volume).ljust((1024 + 9) * 16384, b"\0")
+    large = bytes(volume).ljust((2048 + 9) * 16384, b"\0")
     second.push("/dev/vda", large)
-    assert second.offered_unknowing == 1024, "the short segment behind is zeros, as all of a new replica is"
+    assert second.offered_unknowing == 2048, "the short segment behind is zeros, as all of a new replica is"
     second._known.clear()
     second.push("/dev/vda", large)
     assert second.offered_unknowing == 0
