@@ -50,7 +50,9 @@ from service.estate import Sources
 from service.files import write_private
 from service.identity.enrolment import Enrolment
 from service.identity.gatekeeper import Gatekeeper, server_of
+from service.identity.ownership_documents import OwnershipDocuments
 from service.identity.pairing import Pairings
+from service.identity.reconciling import reconcile
 from service.identity.sightings import Sightings
 from service.leftovers import KEEP_EVIDENCE_DAYS, Leftovers
 from service.listening import in_one_line, in_url, listen
@@ -123,8 +125,8 @@ async def _serve(options: ServeOptions) -> None:
         resources.callback(database.close)
         site = LocalSite(data / "site")
         resources.callback(site.close)
-        points = PointStore(database)
         archive = PointArchive(site, pki.signing_key, data / "receiver" / "scratch")
+        points = PointStore(database, archive.manifest)
         index = ContentIndex.open(data / "dedupe")
         if index is not None:
             resources.callback(index.close)
@@ -137,7 +139,8 @@ async def _serve(options: ServeOptions) -> None:
         slow_threads = resources.enter_context(ThreadPoolExecutor(SLOW_THREADS, "slow"))
 
         bell = Bell()
-        servers = ServerStore(database)
+        owners = OwnershipDocuments(site, pki.signing_key)
+        servers = ServerStore(database, owners.note)
         commands = CommandStore(database, bell.ring_for)
         runs = RunRows(database, bell.ring)
         sightings = Sightings(servers)
@@ -165,9 +168,14 @@ async def _serve(options: ServeOptions) -> None:
         proofs = ProofStore(database)
         leftovers = Leftovers(data / "drills", data / "repairs", runs, proofs, options.keep_evidence_days)
         leftovers.clear_scratch()
+        agree = functools.partial(
+            reconcile, servers, owners, runs.knows, lambda tenant, words: audit.add(tenant, "service", "owner", words)
+        )
+        agree(time.time())  # runs that go on must find the owners that there are
         # Before all points' manifests are read, which takes seconds for ten thousand: people wait for these runs.
         executor.resume()
-        await asyncio.to_thread(receiver.recover)
+        epochs = await asyncio.to_thread(receiver.recover)
+        agree(time.time(), epochs)
         points_known.set()
         book = PlanBook(
             Sources(
@@ -218,6 +226,7 @@ async def _serve(options: ServeOptions) -> None:
         app.add_routes(
             VerifyHttp(
                 verifier,
+                database,
                 slow_threads,
                 tenant_of,
                 lambda tenant, words: audit.add(tenant, "operator", "verify.heal", words),

@@ -36,6 +36,11 @@ def block_digest(block: bytes | bytearray | memoryview) -> bytes:
     return blake3(block).digest()
 
 
+def segment_digest(digests: bytes | bytearray) -> bytes:
+    """The digest of a segment, from those of its blocks."""
+    return blake3(digests, derive_key_context=_SEGMENT_CONTEXT).digest()
+
+
 class DigestMap:
     """The digests of all blocks of one volume, 32 bytes each, in memory or in a file that is mapped.
 
@@ -84,8 +89,14 @@ class DigestMap:
         root = blake3(derive_key_context=_ROOT_CONTEXT)
         root.update(_ROOT_HEADER.pack(self.grid.size_bytes, self.grid.block_bytes))
         for blocks in self.grid.pieces(SEGMENT_BLOCKS):
-            root.update(blake3(self.run(blocks), derive_key_context=_SEGMENT_CONTEXT).digest())
+            root.update(segment_digest(self.run(blocks)))
         return root.digest()
+
+    def segments(self, first: int, most: int) -> bytes:
+        """The digests of segments from `first` on, so many at the most; nothing behind the last."""
+        starts = range(first * SEGMENT_BLOCKS, self.grid.count, SEGMENT_BLOCKS)[:most]
+        ends = (min(start + SEGMENT_BLOCKS, self.grid.count) for start in starts)
+        return b"".join(segment_digest(self.run(range(start, end))) for start, end in zip(starts, ends, strict=True))
 
     def flush(self) -> None:
         """Write a mapped file's changes to its medium."""

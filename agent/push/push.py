@@ -28,6 +28,7 @@ from agent.protocol.messages import (
 )
 from agent.push.bring import Bringer, Tally
 from agent.push.instant import Instant, Watched, reach_instant
+from agent.push.segments import ask_segments
 from agent.push.unasked import Unasked
 from agent.push.volume import VolumePush
 from agent.sources import ProtectedSource, open_protected
@@ -137,7 +138,7 @@ class _Attempt:
                 one.volume.bringer = Bringer(
                     index, held, self._client, self._threads, self._tally, begun.session, unasked.heard
                 )
-            await self._send_all(watched, begun.volumes)
+            await self._send_all(begun.session, watched, begun.volumes)
             for source in sources:
                 source.check_unchanged()
             filesystems = mounted_filesystems(*(source.path for source in sources))
@@ -159,13 +160,16 @@ class _Attempt:
             found_at={one.path: one.found_at for one in protected if one.found_at is not None},
         )
 
-    async def _send_all(self, watched: list[Watched], standings: list[VolumeStanding]) -> None:
+    async def _send_all(self, session: str, watched: list[Watched], standings: list[VolumeStanding]) -> None:
         """Some volumes side by side: they share a line that is limited, and the end of one fills no line alone."""
         turns = asyncio.Semaphore(VOLUMES_AT_ONCE)
 
         async def send(index: int, volume: VolumePush, standing: VolumeStanding) -> None:
             async with turns:
-                await volume.send_all(trust_held=self._recall(index, volume, standing))
+                if self._recall(index, volume, standing):
+                    await volume.send_all()
+                else:
+                    await volume.send_all(await ask_segments(self._client, session, index, volume.grid))
 
         pairs = zip(watched, standings, strict=True)
         await side_by_side([send(index, one.volume, standing) for index, (one, standing) in enumerate(pairs)])

@@ -14,11 +14,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from agent.pieces import PIECE_BYTES, WORKERS, hash_piece, piece_blocks, pieces_with_data, share_out
-from agent.protocol.digests import DIGEST_BYTES, ZERO_DIGEST, DigestMap
+from agent.protocol.digests import DIGEST_BYTES, ZERO_DIGEST, DigestMap, segment_digest
 from agent.protocol.grid import BlockGrid
 from agent.push.bring import Bringer, Tally
 from agent.push.changes import Change
 from agent.push.packing import KEPT_SHARE
+from agent.push.segments import Compared, Piece, by_segment, segment_of, segment_of_zeros
 from agent.push.unasked import Unasked
 from agent.turns import Turns
 from agent.volumes.source import SourceVolume, aligned_buffer
@@ -97,6 +98,8 @@ class VolumePush:
         self._workers = workers
         self._ahead: dict[int, bytes] = {}
         """Digests of pieces that were looked at ahead, by their first blocks."""
+        self._doubted: set[int] = set()
+        """Segments of which it is not known what the receiver holds, until they have been brought."""
 
     def look_ahead(self, stop: threading.Event) -> None:
         """Read from the front, in this thread, while nobody knows yet what the receiver holds. What turns out not to
@@ -110,15 +113,19 @@ class VolumePush:
                 self._ahead[blocks.start] = self._read_and_hash(blocks, buffer)
                 self._tally.read_bytes += self.grid.span(blocks)[1]
 
-    async def send_all(self, *, trust_held: bool) -> None:
+    async def send_all(self, segments: list[bytes] | None = None) -> None:
         """Read the whole volume (but not its holes) and bring the receiver to it.
 
-        `trust_held` is False when it is not known what the receiver holds: then every block is offered."""
-        await self._send(pieces_with_data(self.grid, self.source.data_ranges()), trust_held)
+        `segments`: what the receiver holds, where `held` does not say it; only blocks of those that differ are
+        offered."""
+        equal = set[int]() if segments is None else await self._compare_all(segments)
+        pieces = pieces_with_data(self.grid, self.source.data_ranges())
+        await self._send(piece for piece in pieces if segment_of(piece[0]) not in equal)
+        self._doubted.clear()
 
     async def send_ranges(self, ranges: list[tuple[int, int]]) -> None:
         """The same for byte ranges that changed meanwhile."""
-        await self._send(((blocks, True) for blocks in self.grid.covering(ranges, piece_blocks(self.grid))), True)
+        await self._send((blocks, True) for blocks in self.grid.covering(ranges, piece_blocks(self.grid)))
 
     def changes_within(self, ranges: list[tuple[int, int]], most_bytes: int) -> list[Change] | None:
         """Read the ranges now and return what differs from `held`, or None if that is more than `most_bytes`.
@@ -151,16 +158,66 @@ class VolumePush:
 
     # --- pieces ---
 
-    async def _send(self, pieces: Iterable[tuple[range, bool]], trust_held: bool) -> None:
+    async def _compare_all(self, theirs: list[bytes]) -> set[int]:
+        """Enter into `held` what the receiver has of segments that are the same there, and of those that are all zeros
+        there; doubt the others. Returns the former: they need not be read again."""
+        equal: set[int] = set()
+
+        async def worker(shared: Iterator[tuple[int, list[Piece]]], buffer: memoryview) -> None:
+            loop = asyncio.get_running_loop()
+            while True:
+                async with self.turns.turn():
+                    compared = await loop.run_in_executor(self._threads, self._compare, shared, theirs, buffer)
+                if compared is None:
+                    return
+                self._tally.read_bytes += compared.read_bytes
+                if compared.is_equal:
+                    equal.add(compared.segment)
+                    self._on_progress(compared.size_bytes)
+
+        await share_out(by_segment(pieces_with_data(self.grid, self.source.data_ranges())), worker, self._workers)
+        return equal
+
+    def _compare(
+        self, shared: Iterator[tuple[int, list[Piece]]], theirs: list[bytes], buffer: memoryview
+    ) -> Compared | None:
+        """The next segment, read unless it is a hole here or there; None: there is no other."""
+        segment, pieces = next(shared, (0, []))
+        if not pieces:
+            return None
+        blocks = range(pieces[0][0].start, pieces[-1][0].stop)
+        compared = Compared(segment, self.grid.span(blocks)[1])
+        if theirs[segment] == segment_of_zeros(len(blocks)):
+            return compared  # as `held` says: no block of it needs to be offered
+        if any(has_data for _, has_data in pieces):
+            mine = bytearray()
+            for piece, has_data in pieces:
+                if has_data and piece.start not in self._ahead:
+                    compared.read_bytes += self.grid.span(piece)[1]
+                    mine += self._read_and_hash(piece, buffer)
+                else:
+                    mine += self._ahead.get(piece.start) or bytes(len(piece) * DIGEST_BYTES)
+            compared.is_equal = segment_digest(mine) == theirs[segment]
+        if compared.is_equal:
+            self.held.set_run(blocks, bytes(mine))
+        else:
+            self._doubted.add(segment)
+        return compared
+
+    def _is_known(self, blocks: range) -> bool:
+        """Does `held` say what the receiver has of this piece?"""
+        return segment_of(blocks) not in self._doubted
+
+    async def _send(self, pieces: Iterable[Piece]) -> None:
         scattered = _Scattered()
         turns = asyncio.Semaphore(SCATTERED_AT_ONCE)
 
-        async def worker(shared: Iterator[tuple[range, bool]], buffer: memoryview) -> None:
+        async def worker(shared: Iterator[Piece], buffer: memoryview) -> None:
             loop = asyncio.get_running_loop()
             while True:
                 async with self.turns.turn():
                     while not self.turns.are_too_many:
-                        look = await loop.run_in_executor(self._threads, self._look, shared, buffer, trust_held)
+                        look = await loop.run_in_executor(self._threads, self._look, shared, buffer)
                         self._tally.read_bytes += look.read_bytes
                         if look.piece is not None:
                             await bring(look.piece, look.digests, look.parcel, buffer)
@@ -172,7 +229,8 @@ class VolumePush:
             if parcel is not None:
                 await self.unasked.send(blocks, digests, parcel)
                 return
-            indices = self._differing(blocks, digests) if trust_held else list(blocks)
+            is_known = self._is_known(blocks)
+            indices = self._differing(blocks, digests) if is_known else list(blocks)
             changes = [self._change(blocks, index, digests, buffer) for index in indices]
             if sum(change.source is not None for change in changes) * KEPT_SHARE < len(blocks):
                 scattered.keep(changes, self.grid)
@@ -181,7 +239,7 @@ class VolumePush:
                     async with turns:
                         await self.bringer.bring(together)
             else:
-                await self.bringer.bring(changes, new=trust_held and self.unasked.lacking(blocks))
+                await self.bringer.bring(changes, new=is_known and self.unasked.lacking(blocks))
 
         await share_out(pieces, worker, self._workers)
         await self.bringer.bring(scattered.taken())
@@ -197,7 +255,7 @@ class VolumePush:
             )
             await self.bringer.bring([self._change(blocks, index, digests, buffer)], whole=True)
 
-    def _look(self, shared: Iterator[tuple[range, bool]], buffer: memoryview, trust_held: bool) -> _Look:
+    def _look(self, shared: Iterator[Piece], buffer: memoryview) -> _Look:
         """Take pieces until one has to be brought, in one thread: what did not change costs no more than reading it."""
         look = _Look()
         for _ in range(PIECES_AT_ONCE):
@@ -208,13 +266,14 @@ class VolumePush:
             blocks, has_data = piece
             length = self.grid.span(blocks)[1]
             look.passed_bytes += length
-            if trust_held and self._ahead.pop(blocks.start, None) == self.held.run(blocks):
+            is_known = self._is_known(blocks)
+            if is_known and self._ahead.pop(blocks.start, None) == self.held.run(blocks):
                 continue
             digests = self._read_and_hash(blocks, buffer) if has_data else bytes(len(blocks) * DIGEST_BYTES)
             look.read_bytes += length * has_data
-            if not trust_held or self.held.run(blocks) != digests:
+            if not is_known or self.held.run(blocks) != digests:
                 look.piece, look.digests = blocks, digests
-                if trust_held:
+                if is_known:
                     look.parcel = self.unasked.packed(blocks, digests, buffer[:length])
                 break
         return look

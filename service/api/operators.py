@@ -13,7 +13,7 @@ from aiohttp import web
 
 from agent.protocol.errors import NotFound, UsageError
 from recovery.plans import default_plan, dump_plan
-from service.api.views import iso_time, point_to_json, server_proof_to_json, server_to_json, why_deaf
+from service.api.views import damaged_to_json, iso_time, point_to_json, server_proof_to_json, server_to_json, why_deaf
 from service.bell import Bell
 from service.identity.enrolment import TOKEN_HOURS, Enrolment
 from service.planning import PlanBook
@@ -120,11 +120,14 @@ class OperatorHttp:
         def look() -> list[dict[str, Any]]:
             newest = self._points.newest(tenant)
             last, bootable = self._proofs.of_servers(tenant), self._proofs.bootable(tenant)
-            return [
+            damaged: list[dict[str, Any]] = []
+            rows = self._servers.all(tenant, lambda *about: damaged.append(damaged_to_json(*about)))
+            sound = [
                 server_to_json(row, newest.get(row.id), self._now())
                 | server_proof_to_json(last.get(row.id), bootable.get(row.id))
-                for row in self._servers.all(tenant)
+                for row in rows
             ]
+            return sound + damaged
 
         return web.json_response(await asyncio.to_thread(look))
 

@@ -6,7 +6,7 @@ import dataclasses
 from datetime import UTC, datetime
 from typing import Any
 
-from agent.protocol.errors import Conflict
+from agent.protocol.errors import Conflict, StorageError
 from agent.protocol.messages import Point, to_json
 from recovery.preflight import Proof
 from service.store.rows import ServerRow
@@ -39,7 +39,17 @@ def server_to_json(row: ServerRow, newest: Point | None, now: float) -> dict[str
         "source": row.source_machine,
         "stale": _stale_to_json(row),
         "last_seen_at": None if row.last_seen_at is None else iso_time(row.last_seen_at),
+        "error": None,
     }
+
+
+def damaged_to_json(server_id: str, name: str, error: StorageError) -> dict[str, Any]:
+    """In a list of servers: one whose row is damaged, with all that can be said of it."""
+    nothing = dict.fromkeys(
+        ("state_since", "lag_seconds", "last_point", "epoch", "failover_run", "failback_run", "owner", "source"),
+    ) | dict.fromkeys(("stale", "last_seen_at", "bootable", "proven_at"))
+    known = {"id": server_id, "name": name, "state": "damaged", "volumes": [], "error": str(error)}
+    return known | nothing
 
 
 def _stale_to_json(row: ServerRow) -> dict[str, Any] | None:

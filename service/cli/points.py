@@ -50,10 +50,13 @@ def list_servers(options: argparse.Namespace) -> None:
     ]
     none = "no server is protected yet; begin with: understudy enroll-token"
     headings = ["SERVER", "STATE", "LAG", "SEEN", "SIZE", "NEWEST POINT", "PROVEN BOOTABLE"]
-    notes = [
-        line for server in servers for line in (_away_text(server), stale_text(server), _moved_text(server)) if line
-    ]
+    told = (_damage_text, _away_text, stale_text, _moved_text)
+    notes = [line for server in servers for text in told if (line := text(server))]
     emit(options, servers, "\n".join([table(headings, rows, none), *notes]))
+
+
+def _damage_text(server: dict[str, Any]) -> str:
+    return f"{server['name']}: {server['error']}" if server["error"] else ""
 
 
 def _away_text(server: dict[str, Any]) -> str:

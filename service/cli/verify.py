@@ -29,6 +29,12 @@ def verify(options: argparse.Namespace) -> None:
     if options.all:
         wanted = [known["point"] for known in service.get("/api/v1/points", tenant=options.tenant)]
     results: list[dict[str, Any]] = []
+    if options.all:
+        told = service.post("/api/v1/database/verify", tenant=options.tenant, heal="1" if options.heal else None)
+        if told["verdict"]["findings"]:
+            results.append(_result("database", told["verdict"]))
+            if not options.json:
+                say(_text(results[0]))
     for point_id in wanted:
         try:
             result = _verified(service, options, point_id)
@@ -44,27 +50,33 @@ def verify(options: argparse.Namespace) -> None:
     damaged = [result["point"] for result in results if not result["ok"]]
     if damaged:
         raise StorageError(
-            f"{len(damaged)} of {len(results)} points are damaged: {', '.join(damaged)}",
+            f"{len(damaged)} of {len(results)} are damaged: {', '.join(damaged)}",
             _way_out([finding for result in results for finding in result["findings"]]),
         )
 
 
 def _verified(service: Service, options: argparse.Namespace, point_id: str) -> dict[str, Any]:
-    result: dict[str, Any] = {"point": point_id, "ok": False, "error": None, "verified_at": None, "findings": []}
+    result = _result(point_id)
     try:
         path = api("points", point_id, "verify")
         for line in service.lines(path, tenant=options.tenant, heal="1" if options.heal else None):
             if "verdict" in line:
-                verdict = line["verdict"]
-                result |= {name: verdict[name] for name in ("findings", "verified_at", "read_bytes")}
-                result["ok"] = verdict["sound"]
+                result = _result(point_id, line["verdict"])
             elif line["size_bytes"]:
                 show_share(options, f"verify {point_id}", line["done_bytes"], line["size_bytes"])
     except StorageError as error:
         result["error"] = str(error)
     show_share(options, "", 1, 1)
-    left = [finding["what"] for finding in result["findings"] if not finding["healed"]]
-    result["error"] = result["error"] or "; ".join(left) or None
+    return result
+
+
+def _result(name: str, verdict: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What is told of a point, or of the database; `verdict` None: nothing is known yet."""
+    result: dict[str, Any] = {"point": name, "ok": False, "error": None, "verified_at": None, "findings": []}
+    if verdict is not None:
+        result |= {name: verdict[name] for name in ("findings", "verified_at", "read_bytes")}
+        left = [finding["what"] for finding in verdict["findings"] if not finding["healed"]]
+        result |= {"ok": verdict["sound"], "error": "; ".join(left) or None}
     return result
 
 
@@ -74,7 +86,8 @@ def _text(result: dict[str, Any]) -> str:
     lines = [f"{result['point']}: " + ("sound again" if result["ok"] else "DAMAGED")]
     for finding in result["findings"]:
         lines.append(f"  {finding['what']}")
-        lines.append(f"    in {finding['where']}; affects {', '.join(finding['points'])}")
+        affected = f"; affects {', '.join(finding['points'])}" if finding["points"] else ""
+        lines.append(f"    in {finding['where']}{affected}")
         outcome = f"healed: {finding['healed']}" if finding["healed"] else f"way out: {finding['way_out']}"
         lines.append(f"    {outcome}")
     return "\n".join(lines)

@@ -1,12 +1,7 @@
-"""Signed evidence: the exact bytes that were signed as one string, and the Ed25519 signature over them, as in a point's
-manifest, so that no rule about how to write JSON stands between the signature and whoever checks it:
-
-    {"evidence": "{...}", "signature": base64, "public_key": base64 of the 32 raw bytes}
-"""
+"""Signed evidence: a document as a point's manifest is one (service.signed)."""
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 
@@ -14,6 +9,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from agent.protocol.errors import StorageError
+from service.signed import proven, signed
 
 FORMAT = "understudy-evidence-1"
 
@@ -21,21 +17,13 @@ FORMAT = "understudy-evidence-1"
 def sealed(facts: dict[str, Any], key: Ed25519PrivateKey) -> bytes:
     """The facts as a signed document."""
     text = json.dumps({"format": FORMAT, **facts}, sort_keys=True)
-    document = {
-        "evidence": text,
-        "signature": base64.b64encode(key.sign(text.encode())).decode(),
-        "public_key": base64.b64encode(key.public_key().public_bytes_raw()).decode(),
-    }
-    return json.dumps(document, indent=1).encode() + b"\n"
+    return json.dumps(signed("evidence", text, key), indent=1).encode() + b"\n"
 
 
 def opened(document: bytes, key: Ed25519PublicKey) -> dict[str, Any]:
     """The facts in a signed document. Raises StorageError if it is damaged or was not signed by `key`."""
     try:
-        outer = json.loads(document)
-        text = outer["evidence"]
-        key.verify(base64.b64decode(outer["signature"]), text.encode())
-        facts: dict[str, Any] = json.loads(text)
+        facts: dict[str, Any] = json.loads(proven("evidence", document, key))
     except InvalidSignature:
         raise StorageError(
             "the evidence's signature is not this key's, or the evidence was altered",

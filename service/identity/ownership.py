@@ -78,6 +78,7 @@ def decide(server: ServerRow, machine_id: str, certificate: CertificateRow) -> D
         return StandDown(
             f"{server.name} belongs to machine {server.owner_machine} now, not to machine {machine_id}",
             f"if it is to be {server.name} again, enrol it anew: understudy enroll-token --name {server.name}",
+            was_the_server=machine_id == server.source_machine,
         )
     return StandDown(
         f"two agents with one identity: machine {machine_id} came with the identity of {server.name}, "

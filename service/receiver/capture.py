@@ -15,7 +15,8 @@ from recovery.control import Server
 from recovery.sites.contract import Site
 from service.receiver.head import Head
 from service.receiver.points import PointArchive
-from service.receiver.receiver import PointRows, Receiver
+from service.receiver.receiver import Receiver
+from service.receiver.rows import PointRows
 from service.receiver.session import SessionState
 
 _SCAN_BLOCKS = 1024

@@ -87,6 +87,7 @@ class ReceiverHttp:
     def routes(self) -> list[web.RouteDef]:
         return [
             web.post("/agent/v1/sessions", self._begin),
+            web.get("/agent/v1/sessions/{session}/volumes/{volume}/segments", self._segments),
             web.post("/agent/v1/sessions/{session}/volumes/{volume}/offer", self._offer),
             web.post("/agent/v1/sessions/{session}/volumes/{volume}/blocks", self._blocks),
             web.post("/agent/v1/sessions/{session}/commit", self._commit),
@@ -109,6 +110,13 @@ class ReceiverHttp:
             return begun
 
         return web.json_response(to_json(await self._run(begin)))
+
+    async def _segments(self, request: web.Request) -> web.Response:
+        caller = self._gatekeeper.agent_of(request)
+        session, volume = request.match_info["session"], volume_of(request)
+        first = _number(request.query.get("first", "0"), "segment's number")
+        digests = await self._run(lambda: self._receiver.segments(caller.server_id, session, volume, first))
+        return web.Response(body=digests, content_type="application/octet-stream")
 
     async def _offer(self, request: web.Request) -> web.Response:
         caller = self._gatekeeper.agent_of(request)

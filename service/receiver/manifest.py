@@ -1,14 +1,8 @@
-"""The manifest of a recovery point: what makes a point describe itself, signed so that it can be checked offline.
-
-A document holds the manifest's exact bytes as one string, and the Ed25519 signature over those bytes, so that no
-rule about how to write JSON stands between the signature and whoever checks it:
-
-    {"manifest": "{...}", "signature": base64, "public_key": base64 of the 32 raw bytes}
-"""
+"""The manifest of a recovery point: what makes a point describe itself, signed (service.signed) so that it can be
+checked offline."""
 
 from __future__ import annotations
 
-import base64
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from agent.protocol.errors import BadMessage, StorageError
 from agent.protocol.messages import Point, PointVolume, from_json, to_json
+from service.signed import proven, signed
 
 FORMAT = "understudy-point-1"
 _POINT_CONTEXT = "understudy 2026 point v1"
@@ -50,22 +45,13 @@ class Manifest:
 def sealed(manifest: Manifest, key: Ed25519PrivateKey) -> bytes:
     """The manifest as a signed document."""
     text = json.dumps({"format": FORMAT, **to_json(manifest)}, sort_keys=True)
-    return json.dumps(
-        {
-            "manifest": text,
-            "signature": base64.b64encode(key.sign(text.encode())).decode(),
-            "public_key": base64.b64encode(key.public_key().public_bytes_raw()).decode(),
-        }
-    ).encode()
+    return json.dumps(signed("manifest", text, key)).encode()
 
 
 def unsealed(document: bytes, key: Ed25519PublicKey) -> Manifest:
     """The manifest in a signed document. Raises StorageError if it is damaged or was not signed by `key`."""
     try:
-        outer = json.loads(document)
-        text = outer["manifest"]
-        key.verify(base64.b64decode(outer["signature"]), text.encode())
-        fields: dict[str, Any] = json.loads(text)
+        fields: dict[str, Any] = json.loads(proven("manifest", document, key))
         if fields.get("format") != FORMAT:
             raise StorageError(f"a manifest of format {fields.get('format')!r} is unknown", "use the newer version")
         manifest = from_json(Manifest, fields)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
 
 from agent.protocol.digests import DIGEST_BYTES
 from agent.protocol.errors import BadMessage, NotFound, RootMismatch, SessionUnknown, StorageError, StorageFull
@@ -33,6 +32,7 @@ from service.receiver.head import Head
 from service.receiver.manifest import Manifest, point_root
 from service.receiver.patches import Patches, blocks_and_patches
 from service.receiver.points import PointArchive
+from service.receiver.rows import PointRows, agree_with, highest_epochs
 from service.receiver.session import PushSession, SessionRegistry
 from service.receiver.standing import Standing
 
@@ -43,25 +43,10 @@ COMMIT_PATIENCE_SECONDS = 100.0
 DEFAULT_RESERVE_BYTES = 256 << 20
 """Space that pushes leave free at the site, so that the database and running instances can go on."""
 
+SEGMENTS_AT_ONCE = 16_384
+"""Of 64 MiB each: half a MiB of digests, for which the receiver hashes 512 MiB of its map."""
+
 log = logging.getLogger(__name__)
-
-
-class PointRows(Protocol):
-    """The rows about points: a view of what the site holds."""
-
-    def add(self, manifest: Manifest) -> None:
-        """There already: does nothing."""
-        ...
-
-    def restore(self, manifests: list[Manifest]) -> None:
-        """Make the rows of these say what they say, and in their order: each server's oldest first."""
-        ...
-
-    def remove(self, point_id: str) -> None: ...
-
-    def newest_first(self, server_id: str) -> list[Point]: ...
-
-    def all_ids(self) -> list[str]: ...
 
 
 class Receiver:
@@ -88,17 +73,14 @@ class Receiver:
         self._patches = Patches()
         self._standing = Standing(site, archive, folder)
 
-    def recover(self) -> None:
-        """At start: end what a crash cut, and make the rows say what the site holds."""
+    def recover(self) -> dict[str, int]:
+        """At start: end what a crash cut, and make the rows say what the site holds. Returns the highest epoch of each
+        server's points."""
         manifests = self.archive.recover()
         if not manifests:
             self.dedupe.begin_empty()
-        listed = set(self._rows.all_ids())
-        lost = {manifest.server_id for manifest in manifests if manifest.point.id not in listed}
-        self._rows.restore([manifest for manifest in manifests if manifest.server_id in lost])
-        for gone in listed - {manifest.point.id for manifest in manifests}:
-            log.warning("point %s is listed, but the site does not hold it: the row is removed", gone)
-            self._rows.remove(gone)
+        agree_with(self._rows, manifests, self._rows.listed(), remove_others=True)
+        return highest_epochs(manifests)
 
     # --- push ---
 
@@ -126,6 +108,14 @@ class Receiver:
             offers=session.offers,
             requests=self.sessions.requests_each(),
         )
+
+    def segments(self, server_id: str, session_id: str, volume: int, first: int) -> bytes:
+        """What the working state holds, as digests of segments from `first` on, as many as fit an answer."""
+        session = self.sessions.get(session_id, server_id)
+        if first < 0:
+            raise BadMessage(f"there is no segment {first}")
+        with session.request():
+            return _head(session, volume).digests.segments(first, SEGMENTS_AT_ONCE)
 
     def offer(
         self, server_id: str, session_id: str, volume: int, body: bytes | bytearray, *, with_sums: bool = False
@@ -291,8 +281,7 @@ class Receiver:
 
     def finish_interrupted(self, server_id: str) -> None:
         """Carry on what a crash or a full disk cut, so that the newest point is what the next push builds on."""
-        for manifest in self.archive.recover(server_id):
-            self._rows.add(manifest)
+        agree_with(self._rows, self.archive.recover(server_id), self._rows.listed(server_id))
 
     def _point(self, session: PushSession, request: CommitRequest, roots: list[bytes]) -> Point:
         taken_at = datetime.fromtimestamp(self._now(), UTC) - timedelta(seconds=max(0.0, request.age_seconds))

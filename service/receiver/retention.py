@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from agent.protocol.errors import Conflict, NotFound, StorageError, UnderstudyError
-from service.receiver.receiver import PointRows, Receiver
+from service.receiver.receiver import Receiver
+from service.receiver.rows import PointRows
 
 DEFAULT_KEEP = 48
 

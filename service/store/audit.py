@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from sqlalchemy import insert, select
 
 from service.store.database import Database
+from service.store.reading import readable
 from service.store.rows import AuditEntry
 from service.store.schema import audit
 from service.store.tenants import ensure_tenant
@@ -37,4 +38,4 @@ class AuditStore:
         columns = [column for column in audit.c if column.name != "id"]
         query = select(*columns).where(audit.c.tenant == tenant).order_by(audit.c.id.desc()).limit(limit)
         with self._database.read() as connection:
-            return [AuditEntry(**found) for found in connection.execute(query).mappings()]
+            return readable(audit, connection.execute(query).mappings(), lambda fields: AuditEntry(**fields))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import insert, select, update
 
 from agent.protocol.errors import NotFound
 from service.store.database import Database
+from service.store.reading import read, readable
 from service.store.rows import CommandProgress, CommandRow
 from service.store.schema import commands
 
@@ -42,7 +44,7 @@ class CommandStore:
             found = connection.execute(select(commands).where(commands.c.id == command_id)).mappings().one_or_none()
         if found is None:
             raise NotFound(f"there is no command {command_id}")
-        return CommandRow(**{**found, "state": CommandProgress(found["state"])})
+        return read(commands, found, _row)
 
     def deliver(self, server_id: str) -> list[CommandRow]:
         """All that is not done, oldest first; from now on it counts as sent."""
@@ -55,7 +57,7 @@ class CommandStore:
             query = select(commands).where(wanted).order_by(commands.c.created_at).with_for_update()
             found = connection.execute(query).mappings().all()
             connection.execute(update(commands).where(wanted).values(sent))
-        return [CommandRow(**{**row, "state": CommandProgress.SENT}) for row in found]
+        return [dataclasses.replace(row, state=CommandProgress.SENT) for row in readable(commands, found, _row)]
 
     def finish(
         self,
@@ -82,3 +84,7 @@ class CommandStore:
             unfinished = (commands.c.server_id == server_id) & commands.c.state.in_(OPEN)
             connection.execute(update(commands).where(unfinished).values(done))
         self._on_change(server_id)
+
+
+def _row(fields: dict[str, Any]) -> CommandRow:
+    return CommandRow(**{**fields, "state": CommandProgress(fields["state"])})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
-from sqlalchemy import RowMapping, delete, func, insert, select
+from sqlalchemy import delete, func, insert, select
 
 from recovery.drills.rotation import DrillSchedule, Window
 from recovery.runs import RunKind
 from service.store.database import Database
+from service.store.reading import readable
 from service.store.schema import drill_schedules, runs
 from service.store.tenants import ensure_tenant
 
@@ -23,7 +25,7 @@ class DrillStore:
         """By tenant; who has none is drilled by hand only."""
         with self._database.read() as connection:
             found = connection.execute(select(drill_schedules)).mappings()
-            return {row["tenant"]: _schedule(row) for row in found}
+            return dict(readable(drill_schedules, found, _schedule))
 
     def put_schedule(self, tenant: str, schedule: DrillSchedule | None) -> None:
         """Replaces the one before."""
@@ -50,10 +52,10 @@ class DrillStore:
             return {row.plan: row.at for row in connection.execute(query)}
 
 
-def _schedule(row: RowMapping) -> DrillSchedule:
-    window = row["window"]
-    return DrillSchedule(
-        every_seconds=row["every_seconds"],
+def _schedule(fields: dict[str, Any]) -> tuple[str, DrillSchedule]:
+    window = fields["window"]
+    return fields["tenant"], DrillSchedule(
+        every_seconds=fields["every_seconds"],
         window=None if window is None else Window.parse(window),
-        at_once=row["at_once"],
+        at_once=fields["at_once"],
     )

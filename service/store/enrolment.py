@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import insert, select, update
 
 from agent.protocol.errors import Conflict, TokenError
 from service.store.database import Database
+from service.store.reading import read
 from service.store.rows import CertificateRow, ServerRow
 from service.store.schema import certificates, enroll_tokens
 from service.store.servers import find_server, insert_server
@@ -50,9 +52,10 @@ class EnrolmentStore:
         Raises TokenError, and what the two raise."""
         with self._database.write() as connection:
             query = select(enroll_tokens).where(enroll_tokens.c.secret_sha256 == secret_sha256).with_for_update()
-            token = connection.execute(query).mappings().one_or_none()
-            if token is None:
+            found = connection.execute(query).mappings().one_or_none()
+            if found is None:
                 raise TokenError("the service does not know this enrolment token")
+            token = read(enroll_tokens, found, dict)
             if token["used_at"] is not None:
                 raise TokenError("this enrolment token was used already")
             if token["expires_at"] <= now:
@@ -79,8 +82,12 @@ class EnrolmentStore:
         query = select(certificates).where(certificates.c.serial == serial)
         with self._database.read() as connection:
             found = connection.execute(query).mappings().one_or_none()
-            return None if found is None else CertificateRow(**found)
+            return None if found is None else read(certificates, found, _certificate)
 
     def revoke(self, serial: str) -> None:
         with self._database.write() as connection:
             connection.execute(update(certificates).where(certificates.c.serial == serial).values(revoked=True))
+
+
+def _certificate(fields: dict[str, Any]) -> CertificateRow:
+    return CertificateRow(**fields)

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, select
 from agent.protocol.errors import Conflict
 from recovery.runs import Run, RunKind, RunState
 from service.store.database import Database
+from service.store.reading import read
 from service.store.schema import points, runs, steps
 
 _NEEDS_POINTS = (runs.c.state != RunState.ENDED.value) & ~(
@@ -47,11 +48,16 @@ class Pins:
             raise Conflict(f"point {gone[0]} is being removed: newer ones have taken its place", "choose another point")
 
     def pinned(self) -> dict[str, str]:
-        """Point -> a run that needs it."""
-        query = select(runs.c.id, steps.c.args, steps.c.result).join(steps, steps.c.run_id == runs.c.id)
+        """Point -> a run that needs it. Raises StorageError where a step is damaged: it may need any."""
+        query = select(steps).join(runs, steps.c.run_id == runs.c.id).where(_NEEDS_POINTS)
         with self._database.read() as connection:
-            found = connection.execute(query.where(_NEEDS_POINTS)).all()
-        return {str(words["point"]): run_id for run_id, *both in found for words in both if words.get("point")}
+            found = [read(steps, row, dict) for row in connection.execute(query).mappings()]
+        return {
+            str(words["point"]): step["run_id"]
+            for step in found
+            for words in (step["args"], step["result"])
+            if words.get("point")
+        }
 
     @contextlib.contextmanager
     def claim(self, point_id: str) -> Iterator[str | None]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Collection
+from typing import Any
 
 from sqlalchemy import delete, insert, select
 
 from agent.protocol.errors import NotFound
 from recovery.plans import Caps
 from service.store.database import Database
+from service.store.reading import read, readable
 from service.store.rows import PlanCheck
 from service.store.schema import caps, plan_checks, plans, tenants
 from service.store.tenants import ensure_tenant
@@ -72,7 +74,7 @@ class PlanStore:
             return {}
         same = (plan_checks.c.tenant == tenant) & plan_checks.c.plan.in_([check.plan for check in checks])
         with self._database.write() as connection:
-            before = [PlanCheck(**found) for found in connection.execute(select(*_CHECK).where(same)).mappings()]
+            before = readable(plan_checks, connection.execute(select(*_CHECK).where(same)).mappings(), _check)
             connection.execute(delete(plan_checks).where(same))
             connection.execute(insert(plan_checks), [{"tenant": tenant} | dataclasses.asdict(one) for one in checks])
         return {check.plan: check for check in before}
@@ -81,7 +83,7 @@ class PlanStore:
         """By plan."""
         query = select(*_CHECK).where(plan_checks.c.tenant == tenant).order_by(plan_checks.c.plan)
         with self._database.read() as connection:
-            return [PlanCheck(**found) for found in connection.execute(query).mappings()]
+            return readable(plan_checks, connection.execute(query).mappings(), _check)
 
     def keep_checks(self, tenant: str, targets: Collection[str]) -> None:
         """Forget what is neither a plan nor a server without one any more."""
@@ -96,7 +98,7 @@ class PlanStore:
         query = select(caps.c.instances, caps.c.price_per_hour).where(caps.c.tenant == tenant)
         with self._database.read() as connection:
             found = connection.execute(query).mappings().one_or_none()
-        return Caps() if found is None else Caps(**found)
+        return Caps() if found is None else read(caps, found, lambda fields: Caps(**fields))
 
     def put_caps(self, tenant: str, wanted: Caps) -> None:
         now = time.time()
@@ -107,3 +109,7 @@ class PlanStore:
 
 
 _CHECK = [column for column in plan_checks.c if column.name != "tenant"]
+
+
+def _check(fields: dict[str, Any]) -> PlanCheck:
+    return PlanCheck(**fields)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy import Connection, Integer, RowMapping, delete, func, insert, literal_column, select, update
 
-from agent.protocol.errors import BadMessage, NotFound, StorageError
+from agent.protocol.errors import NotFound, StorageError, UnderstudyError
 from agent.protocol.messages import Point, PointVolume, from_json, to_json
 from service.receiver.manifest import Manifest
 from service.store.database import Database
+from service.store.reading import read, readable
 from service.store.rows import ServerRow
 from service.store.schema import points, pulls, servers
 from service.store.servers import find_server, insert_server
@@ -18,10 +21,14 @@ from service.store.tenants import ensure_tenant
 
 
 class PointStore:
-    """Points are in the order in which they were committed: clocks may jump, the chain at the site does not."""
+    """Points are in the order in which they were committed: clocks may jump, the chain at the site does not.
 
-    def __init__(self, database: Database) -> None:
+    `signed` reads the manifest of a point (by its server's id and its own) as it lies at the site: lists take that
+    where a row is damaged."""
+
+    def __init__(self, database: Database, signed: Callable[[str, str], Manifest] | None = None) -> None:
         self._database = database
+        self._signed = signed
 
     def add(self, manifest: Manifest) -> None:
         """There already: does nothing. A server that the database lost is made again, owned by whoever comes first."""
@@ -38,14 +45,21 @@ class PointStore:
     def restore(self, manifests: list[Manifest]) -> None:
         """Make the rows of a server's points say what its manifests, oldest first, say, and in their order."""
         with self._database.write() as connection:
+            _index_anew(connection)
             for manifest in manifests:
                 self._ensure_server(connection, manifest)
                 own = points.c.server_id == manifest.server_id
                 newest = connection.execute(select(func.max(points.c.sequence)).where(own)).scalar() or 0
                 values = _signed_values(manifest) | {"sequence": newest + 1}
+                anew: dict[str, Any] = {"created_at": time.time(), "verified_at": None}
                 known = points.c.id == manifest.point.id
-                if connection.execute(update(points).where(known).values(values)).rowcount == 0:
-                    connection.execute(insert(points).values(values | {"created_at": time.time()}))
+                found = connection.execute(select(points).where(known)).mappings().one_or_none()
+                if found is None:
+                    connection.execute(insert(points).values(values | anew))
+                elif readable(points, [found], _manifest):
+                    connection.execute(update(points).where(known).values(values))
+                else:  # pulls belong to the row, so it stays
+                    connection.execute(update(points).where(known).values(values | anew))
 
     def places(self, tenant: str) -> list[tuple[str, str]]:
         """(server id, point id) of a tenant's points, each server's newest first."""
@@ -58,7 +72,8 @@ class PointStore:
         """Gone already: does nothing."""
         with self._database.write() as connection:
             connection.execute(delete(pulls).where(pulls.c.point_id == point_id))
-            connection.execute(delete(points).where(points.c.id == point_id))
+            if connection.execute(delete(points).where(points.c.id == point_id)).rowcount == 0:
+                _remove_unequal(connection, point_id)
 
     def get(self, point_id: str, tenant: str | None = None) -> Manifest:
         """The point and where it belongs. Raises NotFound, also for another tenant's."""
@@ -67,14 +82,12 @@ class PointStore:
             found = connection.execute(query).mappings().one_or_none()
         if found is None or tenant not in (None, found["tenant"]):
             raise NotFound(f"there is no recovery point {point_id}", "see: understudy points SERVER")
-        return Manifest(
-            point=_point(found), server_id=found["server_id"], tenant=found["tenant"], parent=found["parent"]
-        )
+        return read(points, found, _manifest)
 
     def newest_first(self, server_id: str) -> list[Point]:
         query = select(points).where(points.c.server_id == server_id).order_by(points.c.sequence.desc())
         with self._database.read() as connection:
-            return [_point(found) for found in connection.execute(query).mappings()]
+            return self._listed(connection.execute(query).mappings())
 
     def newest(self, tenant: str) -> dict[str, Point]:
         """The newest point of each server that has one, by server id."""
@@ -86,12 +99,26 @@ class PointStore:
         )
         same = (points.c.server_id == last.c.server_id) & (points.c.sequence == last.c.sequence)
         with self._database.read() as connection:
-            found = connection.execute(select(points).join(last, same)).mappings()
-            return {row["server_id"]: _point(row) for row in found}
+            found = connection.execute(select(points).join(last, same)).mappings().all()
+            of_server = [row["server_id"] for row in found]
+            return {
+                server_id: point
+                for server_id, row in zip(of_server, found, strict=True)
+                for point in self._listed([row])
+            }
 
-    def all_ids(self) -> list[str]:
+    def listed(self, server_id: str | None = None) -> dict[str, list[str]]:
+        """The ids of points, oldest first, by server: as the rows have them, whatever an index on ids says."""
+        query = select(points.c.server_id, points.c.id)
+        if server_id is None:
+            query = query.with_hint(points, "NOT INDEXED", "sqlite")
+        else:
+            query = query.where(points.c.server_id == server_id)
+        found: dict[str, list[str]] = {}
         with self._database.read() as connection:
-            return list(connection.execute(select(points.c.id)).scalars())
+            for row in connection.execute(query.order_by(points.c.sequence)):
+                found.setdefault(row.server_id, []).append(row.id)
+        return found
 
     def servers_with_more_than(self, count: int) -> list[str]:
         """The ids of servers that have more than `count` points."""
@@ -135,6 +162,17 @@ class PointStore:
         with self._database.read() as connection:
             return int(connection.execute(wanted).scalar_one())
 
+    def _listed(self, rows: Iterable[RowMapping]) -> list[Point]:
+        return [manifest.point for manifest in readable(points, rows, _manifest, self._as_signed)]
+
+    def _as_signed(self, found: RowMapping, _error: StorageError) -> Manifest | None:
+        if self._signed is None:
+            return None
+        try:
+            return self._signed(found["server_id"], found["id"])
+        except UnderstudyError:  # its id, or its server's, is what is damaged
+            return None
+
     def _ensure_server(self, connection: Connection, manifest: Manifest) -> None:
         known = select(servers.c.id).where(servers.c.id == manifest.server_id)
         if connection.execute(known).one_or_none() is not None:
@@ -161,10 +199,33 @@ def _signed_values(manifest: Manifest) -> dict[str, Any]:
     return values | {"server_id": manifest.server_id, "tenant": manifest.tenant, "parent": manifest.parent}
 
 
-def _point(found: RowMapping) -> Point:
-    fields: dict[str, Any] = {name: found[name] for name in Point.__dataclass_fields__ if name in found}
-    try:
-        fields["volumes"] = [from_json(PointVolume, volume) for volume in found["volumes"]]
-    except (BadMessage, TypeError) as error:
-        raise StorageError(f"the row of {found['id']} is damaged: {error}", "understudy verify --all --heal") from None
-    return Point(server=found["server_name"], **fields)
+def _manifest(fields: dict[str, Any]) -> Manifest:
+    of_point = {name: fields[name] for name in Point.__dataclass_fields__ if name in fields}
+    of_point["volumes"] = [from_json(PointVolume, volume) for volume in fields["volumes"]]
+    for at in (fields["taken_at"], fields["verified_at"]):
+        if at is not None:
+            datetime.fromisoformat(at)
+    return Manifest(
+        point=Point(server=fields["server_name"], **of_point),
+        server_id=fields["server_id"],
+        tenant=fields["tenant"],
+        parent=fields["parent"],
+    )
+
+
+def _index_anew(connection: Connection) -> None:
+    """So that it leads to the rows that are there: a bit that flips may part them."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("REINDEX points")
+
+
+def _remove_unequal(connection: Connection, point_id: str) -> None:
+    """Rows whose id is shown so, and is another to the database, since it is no text any more."""
+    if connection.dialect.name != "sqlite":
+        return
+    place = literal_column("rowid", Integer)
+    query = select(place.label("place"), points.c.id).with_hint(points, "NOT INDEXED", "sqlite")
+    places = [row.place for row in connection.execute(query) if row.id == point_id]
+    if places:
+        _index_anew(connection)
+        connection.execute(delete(points).where(place.in_(places)))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, select
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select
 
 from recovery.preflight import Proof
 from recovery.proofs import booted_point, verdicts
 from recovery.runs import Run, RunKind
 from service.store.database import Database
+from service.store.reading import readable
 from service.store.schema import proofs, runs
 
 
@@ -45,7 +46,7 @@ class ProofStore:
             found = connection.execute(
                 select(proofs).where(proofs.c.server_id == server_id).order_by(proofs.c.at, proofs.c.run_id)
             ).mappings()
-            return {row["point"]: _proof(row) for row in found}
+            return {point: proof for _, point, proof in readable(proofs, found, _proof)}
 
     def of_servers(self, tenant: str) -> dict[str, Proof]:
         """The newest verdict on each server, by server id."""
@@ -66,8 +67,9 @@ class ProofStore:
         same = (proofs.c.server_id == newest.c.server_id) & (proofs.c.at == newest.c.at)
         with self._database.read() as connection:
             found = connection.execute(select(proofs).join(newest, same).where(wanted)).mappings()
-            return {row["server_id"]: _proof(row) for row in found}
+            return {server_id: proof for server_id, _, proof in readable(proofs, found, _proof)}
 
 
-def _proof(row: RowMapping) -> Proof:
-    return Proof(run=row["run_id"], at=row["at"], held=row["held"])
+def _proof(fields: dict[str, Any]) -> tuple[str, str, Proof]:
+    """With its server and its point."""
+    return fields["server_id"], fields["point"], Proof(run=fields["run_id"], at=fields["at"], held=fields["held"])

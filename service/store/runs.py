@@ -12,6 +12,7 @@ from recovery.runs import Run, RunKind, RunState, Step, StepState
 from service.store.database import Database
 from service.store.pins import Pins
 from service.store.proofs import keep_proofs
+from service.store.reading import read, readable
 from service.store.schema import runs, steps
 
 _LIVE = runs.c.state.in_([state.value for state in RunState if state is not RunState.ENDED])
@@ -59,10 +60,11 @@ class RunRows:
 
     def get(self, run_id: str) -> Run:
         with self._database.read() as connection:
-            found = _runs(connection, runs.c.id == run_id)
-        if not found:
-            raise NotFound(f"there is no run {run_id}", "see: understudy runs")
-        return found[0]
+            return _one(connection, run_id)
+
+    def knows(self, run_id: str) -> bool:
+        with self._database.read() as connection:
+            return connection.execute(select(runs.c.id).where(runs.c.id == run_id)).one_or_none() is not None
 
     def newest(self, tenant: str, most: int) -> list[Run]:
         """So many at the most, newest first."""
@@ -131,7 +133,7 @@ class RunRows:
         with self._database.write() as connection:
             self._touch(connection, run_id, state=state.value, ended_at=ended_at)
             if state in (RunState.SUCCEEDED, RunState.FAILED):
-                keep_proofs(connection, _runs(connection, runs.c.id == run_id)[0])
+                keep_proofs(connection, _one(connection, run_id))
         self._on_change()
 
     def _newest_first(self, wanted: ColumnElement[bool]) -> list[Run]:
@@ -162,25 +164,33 @@ def _progress(step: Step) -> dict[str, Any]:
     }
 
 
-def _runs(connection: Connection, wanted: ColumnElement[bool]) -> list[Run]:
-    """Oldest first, with their steps, in two queries."""
+def _one(connection: Connection, run_id: str) -> Run:
+    """Raises NotFound, StorageError (its row, or a step's, is damaged)."""
+    made = _runs(connection, runs.c.id == run_id, strict=True)
+    if not made:
+        raise NotFound(f"there is no run {run_id}", "see: understudy runs")
+    return made[0]
+
+
+def _runs(connection: Connection, wanted: ColumnElement[bool], *, strict: bool = False) -> list[Run]:
+    """Oldest first, with their steps, in two queries; unless it is to be `strict`, without those that are damaged."""
     query = select(runs).where(wanted).order_by(runs.c.created_at, runs.c.id)
     parts = select(steps).join(runs, runs.c.id == steps.c.run_id).where(wanted)
     parts = parts.order_by(steps.c.run_id, steps.c.position)
-    steps_of: dict[str, list[Step]] = {}
+    steps_of: dict[str, list[RowMapping]] = {}
     for found in connection.execute(parts).mappings():
-        steps_of.setdefault(found["run_id"], []).append(_step(found))
-    return [_run(found, steps_of.get(found["id"], [])) for found in connection.execute(query).mappings()]
+        steps_of.setdefault(found["run_id"], []).append(found)
+
+    def make(fields: dict[str, Any]) -> Run:
+        its_steps = [read(steps, found, _step) for found in steps_of.get(fields["id"], [])]
+        return Run(
+            **{**fields, "kind": RunKind(fields["kind"]), "state": RunState(fields["state"]), "steps": its_steps}
+        )
+
+    rows = connection.execute(query).mappings()
+    return [read(runs, found, make) for found in rows] if strict else readable(runs, rows, make)
 
 
-def _run(found: RowMapping, its_steps: list[Step]) -> Run:
-    fields: dict[str, Any] = dict(found)
-    fields["kind"] = RunKind(fields["kind"])
-    fields["state"] = RunState(fields["state"])
-    return Run(steps=its_steps, **fields)
-
-
-def _step(found: RowMapping) -> Step:
+def _step(found: dict[str, Any]) -> Step:
     fields: dict[str, Any] = {name: found[name] for name in Step.__dataclass_fields__}
-    fields["state"] = StepState(fields["state"])
-    return Step(**fields)
+    return Step(**{**fields, "state": StepState(fields["state"])})

@@ -216,3 +216,34 @@ def differing(before: bytes, after: bytes) -> int:
         for at in range(0, len(after), BLOCK)
         if before[at : at + BLOCK] != after[at : at + BLOCK]
     )
+
+
+@pytest.mark.long
+def test_a_database_from_before_the_failover_lets_no_source_in_again(estate: Estate) -> None:
+    """Yesterday's database beside today's site: who owns the identity is proven by the site's own documents."""
+    assert estate.source.push().code == 0
+    estate.service.stop()
+    kept = estate.service.data / "understudy.sqlite"
+    backup = shutil.copyfile(kept, estate.folder / "yesterday.sqlite")
+    estate.service.start()
+    estate.fail_over()
+    owner = estate.server()["owner"]
+    overwrite(estate.instance_disk, range(10, 30), 2)
+    assert estate.instance.push().code == 0
+    estate.service.kill()
+    for path in estate.service.data.glob("understudy.sqlite*"):
+        path.unlink()
+    shutil.copyfile(backup, kept)
+    estate.service.start()
+    try:
+        refused = estate.source.push().complaint
+        assert "belongs to machine" in refused
+        assert "enrol it anew" in refused
+        pushed = estate.instance.push().document["point"]
+        assert (estate.service.points("web01")[0]["id"], estate.service.points("web01")[0]["epoch"]) == (pushed, 2)
+        server = estate.server()
+        assert (server["state"], server["epoch"], server["owner"]) == ("protected", 2, owner)
+        assert "the site proves epoch 2" in estate.service.ask("audit").out
+    finally:  # its run went with the database, so it is ended by hand, as the runbook says
+        (pid,) = (estate.service.data / "site" / "instances").glob("*/pid")
+        os.kill(int(pid.read_text().split()[0]), signal.SIGKILL)

@@ -181,3 +181,18 @@ def test_a_replacement_machine_that_restored_the_disk_sends_what_differs(
     assert json.loads((again.folder / "identity.json").read_text())["server_id"] == protected.server_id
     changed = overwrite(image, [9], 6)
     sends(again, image, ledger, changed, DIGESTS_BYTES + CHATTER_BYTES)
+
+
+def test_a_sparse_disk_whose_cache_was_lost_costs_offers_where_it_changed_alone(
+    agent: Agent, ledger: Ledger, tmp_path: Path
+) -> None:
+    """Of 4 GiB with three islands of data; offers of all its blocks alone would be 2.5 MiB."""
+    image = tmp_path / "sparse.raw"
+    with open(image, "wb") as file:
+        file.truncate(4 << 30)
+    overwrite(image, [0, 1, 2, *range(20_000, 20_030), *range(65_500, 65_536)], 7)
+    agent.protect(image)
+    ledger.reported(agent.push(), image)
+    shutil.rmtree(agent.folder / "volumes")
+    changed = overwrite(image, [20_010], 8)
+    sends(agent, image, ledger, changed, 1024 * 40 + CHATTER_BYTES)

@@ -47,12 +47,16 @@ def digest(block: bytes) -> bytes:
     return blake3(block).digest() if any(block) else bytes(32)
 
 
+def segments(digests: list[bytes]) -> list[bytes]:
+    parts = [b"".join(digests[at : at + 1024]) for at in range(0, len(digests), 1024)]
+    return [blake3(part, derive_key_context="understudy 2026 segment v1").digest() for part in parts]
+
+
 def root(size_bytes: int, block_bytes: int, digests: list[bytes]) -> str:
     over = blake3(derive_key_context="understudy 2026 root v1")
     over.update(struct.pack("<QI", size_bytes, block_bytes))
-    for at in range(0, len(digests), 1024):
-        segment = b"".join(digests[at : at + 1024])
-        over.update(blake3(segment, derive_key_context="understudy 2026 segment v1").digest())
+    for segment in segments(digests):
+        over.update(segment)
     return over.hexdigest()
 
 
@@ -102,7 +106,7 @@ class SecondAgent:
         self._session: str | None = None
         self._known: dict[str, list[bytes]] = {}
         """The digests under each root that a commit of ours was answered with."""
-        self.sent_blocks = self.patched_blocks = 0
+        self.sent_blocks = self.patched_blocks = self.offered_unknowing = 0
 
     def enrol(self, token: str) -> dict[str, Any]:
         """Get an identity for an enrolment token. Believes the service by the fingerprint in it."""
@@ -146,7 +150,9 @@ class SecondAgent:
         self._session = begun["session"]
         before = self._known.get(begun["volumes"][0]["root"])
         if before is None or len(before) != len(digests):
-            offered = list(range(len(digests)))
+            mine, theirs = segments(digests), self._segments(-(-len(digests) // 1024))
+            offered = [at for at in range(len(digests)) if mine[at // 1024] != theirs[at // 1024]]
+            self.offered_unknowing = len(offered)
         else:
             offered = [at for at in range(len(digests)) if digests[at] != before[at]]
         self.sent_blocks = self.patched_blocks = 0
@@ -166,6 +172,14 @@ class SecondAgent:
         assert point["root"] == point_root([volume_root])
         self._known = {volume_root: digests}
         return point
+
+    def _segments(self, count: int) -> list[bytes]:
+        """What the replica holds, a digest for each segment."""
+        found: list[bytes] = []
+        while len(found) < count:
+            path = f"/agent/v1/sessions/{self._session}/volumes/0/segments?first={len(found)}"
+            found += cut(self.ask("GET", path), 32)
+        return found
 
     def _send(self, indices: list[int], blocks: list[bytes], digests: list[bytes]) -> None:
         below = f"/agent/v1/sessions/{self._session}/volumes/0"

@@ -89,6 +89,18 @@ def test_it_pushes_sends_what_changed_and_pulls_what_differs(
     assert second.pull(first["id"], bytes(volume)) == old
 
 
+def test_without_its_memory_it_offers_nothing_of_what_is_the_same(second: SecondAgent, volume: bytearray) -> None:
+    large = bytes(volume).ljust((2048 + 9) * 16384, b"\0")
+    second.push("/dev/vda", large)
+    assert second.offered_unknowing == 2048, "the short segment behind is zeros, as all of a new replica is"
+    second._known.clear()
+    second.push("/dev/vda", large)
+    assert second.offered_unknowing == 0
+    second._known.clear()
+    second.push("/dev/vda", large[:-1] + b"x")
+    assert (second.offered_unknowing, second.sent_blocks) == (9, 1)
+
+
 def test_what_it_pushed_ours_pulls_and_the_other_way_round(
     second: SecondAgent, service: Service, volume: bytearray, tmp_path: Path
 ) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from agent.protocol.errors import Conflict, NotFound, SiteError
-from recovery.sites.contract import Extent, Instance, InstanceSpec, InstanceState, NetworkMode, VolumeKey
-from recovery.sites.local import qcow2
-from recovery.sites.local.durable import check_name, make_folder, storage_errors, sync_folder, write_file
+from recovery.sites.contract import Extent, Instance, InstanceSpec, InstanceState, VolumeKey
+from recovery.sites.local import qcow2, record
+from recovery.sites.local.durable import check_name, make_folder, storage_errors, sync_folder
 from recovery.sites.local.qemu import (
     CONSOLE,
     Machine,
@@ -25,9 +23,9 @@ from recovery.sites.local.qemu import (
     free_port,
     is_used,
 )
+from recovery.sites.local.record import Record
 from recovery.sites.local.snapshot_io import SnapshotIO
 
-_SPEC = "spec.json"
 _HOST = "127.0.0.1"
 _PORT_TRIES = 5
 # Terminal escapes (colours, cursor), and control characters but for newline and tab.
@@ -40,27 +38,6 @@ class Snapshots(Protocol):
     def existing_point(self, key: VolumeKey, point_id: str) -> Path: ...
 
     def unchanged(self, keys: list[VolumeKey]) -> AbstractContextManager[None]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """spec.json: what was asked for, and the ports chosen (guest -> host)."""
-
-    spec: InstanceSpec
-    host_ports: Mapping[int, int]
-
-    def to_bytes(self) -> bytes:
-        document = asdict(self.spec) | {"host_ports": dict(self.host_ports)}
-        return json.dumps(document, indent=1).encode()
-
-    @staticmethod
-    def from_bytes(content: bytes) -> _Record:
-        document: dict[str, Any] = json.loads(content)
-        host_ports = {int(guest): host for guest, host in document.pop("host_ports").items()}
-        document["ports"] = {int(guest): host for guest, host in document["ports"].items()}
-        document["network"] = NetworkMode(document["network"])
-        document["points"] = [(VolumeKey(**key), point) for key, point in document["points"]]
-        return _Record(InstanceSpec(**document), host_ports)
 
 
 class Instances:
@@ -95,10 +72,10 @@ class Instances:
 
     def launch(self, spec: InstanceSpec) -> Instance:
         with self._launching, storage_errors(f"launch instance {spec.instance_id}"):
-            record = self._made(spec)
+            made = self._made(spec)
             machine = self._machine(spec.instance_id)
             if machine.pid() is None:
-                self._start(record, machine)
+                self._start(made, machine)
         return self.watch(spec.instance_id)
 
     def volume_location(self, instance_id: str, index: int) -> Path:
@@ -106,8 +83,8 @@ class Instances:
 
     def watch(self, instance_id: str) -> Instance:
         with storage_errors(f"watch instance {instance_id}"):
-            record = self._record(instance_id)
-            if record is None:
+            known = self._record(instance_id)
+            if known is None:
                 return Instance(
                     instance_id=instance_id, run_id="", server_id="", state=InstanceState.GONE, machine_id=""
                 )
@@ -123,13 +100,13 @@ class Instances:
                 detail = "its start was cut off, or failed; launch it again"
         return Instance(
             instance_id=instance_id,
-            run_id=record.spec.run_id,
-            server_id=record.spec.server_id,
+            run_id=known.spec.run_id,
+            server_id=known.spec.server_id,
             state=state,
-            machine_id=record.spec.machine_id,
-            addresses={guest: (_HOST, host) for guest, host in record.host_ports.items()},
-            network=record.spec.network,
-            points=[point_id for _, point_id in record.spec.points],
+            machine_id=known.spec.machine_id,
+            addresses={guest: (_HOST, host) for guest, host in known.host_ports.items()},
+            network=known.spec.network,
+            points=[point_id for _, point_id in known.spec.points],
             detail=detail,
         )
 
@@ -176,8 +153,19 @@ class Instances:
                 shutil.rmtree(gone)
 
     def all(self) -> list[Instance]:
-        found = (self.watch(instance_id) for instance_id in self._ids())
+        found = (self._listed(instance_id) for instance_id in self._ids())
         return [instance for instance in found if instance.state is not InstanceState.GONE]
+
+    def _listed(self, instance_id: str) -> Instance:
+        """One whose record is damaged takes no other along: nobody knows whose it is, and so nobody ends it unasked."""
+        try:
+            return self.watch(instance_id)
+        except SiteError as error:
+            runs = self._machine(instance_id).pid() is not None
+            state = InstanceState.RUNNING if runs else InstanceState.STOPPED
+            return Instance(
+                instance_id=instance_id, run_id="", server_id="", state=state, machine_id="", detail=str(error)
+            )
 
     def changes(self, instance_id: str, index: int) -> list[Extent]:
         path = self._existing_volume(instance_id, index)
@@ -204,25 +192,39 @@ class Instances:
             io.close()
 
     def points_in_use(self, key: VolumeKey) -> set[str]:
-        records = (self._record(instance_id) for instance_id in self._ids())
-        return {point for record in records if record for used, point in record.spec.points if used == key}
+        """Raises Conflict where that cannot be told: any may be."""
+        used: set[str] = set()
+        for instance_id in self._ids():
+            try:
+                known = self._record(instance_id)
+            except SiteError as error:
+                raise Conflict(f"instance {instance_id} may run from it: {error.message}", error.hint) from None
+            if known is not None:
+                used |= {point for of, point in known.spec.points if of == key}
+            elif self._machine(instance_id).folder.exists():  # it was not ended just now
+                raise Conflict(f"instance {instance_id} may run from it: its {record.NAME} is gone", record.WAY_OUT)
+        return used
 
     def complete_ends(self) -> None:
         """What a crash cut off: folders that were being made or removed."""
         for left in [*self._folder.glob(".*.gone"), *self._folder.glob(".*.making")]:
             shutil.rmtree(left, ignore_errors=True)
 
-    def _made(self, spec: InstanceSpec) -> _Record:
-        """With its volumes. Found made already, it has to be from the same points."""
-        record = self._record(spec.instance_id)
-        if record is None:
-            record = self._prepare(spec)
-        elif record.spec.points != list(spec.points) or record.spec.machine_id != spec.machine_id:
-            raise Conflict(f"instance {spec.instance_id} was launched from other points already", "end it first")
-        self._make_volumes(record.spec, self._machine(spec.instance_id))
-        return record
+    def mend_records(self) -> None:
+        for instance_id in self._ids():
+            record.mend(self._machine(instance_id).folder)
 
-    def _prepare(self, spec: InstanceSpec) -> _Record:
+    def _made(self, spec: InstanceSpec) -> Record:
+        """With its volumes. Found made already, it has to be from the same points."""
+        made = self._record(spec.instance_id)
+        if made is None:
+            made = self._prepare(spec)
+        elif made.spec.points != list(spec.points) or made.spec.machine_id != spec.machine_id:
+            raise Conflict(f"instance {spec.instance_id} was launched from other points already", "end it first")
+        self._make_volumes(made.spec, self._machine(spec.instance_id))
+        return made
+
+    def _prepare(self, spec: InstanceSpec) -> Record:
         """From here on the instance exists, and its points cannot be deleted."""
         available = available_memory_mib()
         if available < spec.memory_mib:
@@ -232,7 +234,7 @@ class Instances:
             )
         if spec.network_name is not None:
             raise SiteError(f"site local has no network {spec.network_name!r}", "leave `networks` out of the plan")
-        record = _Record(spec, {guest: host or free_port() for guest, host in spec.ports.items()})
+        made = Record(spec, {guest: host or free_port() for guest, host in spec.ports.items()})
         making = self._folder / f".{check_name(spec.instance_id, 'an instance')}.making"
         with self._snapshots.unchanged([key for key, _ in spec.points]):
             for key, point_id in spec.points:
@@ -240,10 +242,10 @@ class Instances:
             make_folder(self._folder)
             shutil.rmtree(making, ignore_errors=True)
             making.mkdir()
-            write_file(making / _SPEC, record.to_bytes())
+            record.write(making, made)
             making.rename(self._folder / spec.instance_id)
             sync_folder(self._folder)
-        return record
+        return made
 
     def _make_volumes(self, spec: InstanceSpec, machine: Machine) -> None:
         for index, (key, point_id) in enumerate(spec.points):
@@ -252,20 +254,20 @@ class Instances:
                 point = self._snapshots.existing_point(key, point_id)
                 qcow2.create(path, qcow2.read_header(point).size_bytes, os.path.relpath(point, path.parent))
 
-    def _start(self, record: _Record, machine: Machine) -> None:
+    def _start(self, made: Record, machine: Machine) -> None:
         accel = self._accel()
         for tries_left in reversed(range(_PORT_TRIES)):
             try:
-                return machine.start(record.spec, record.host_ports, accel)
+                return machine.start(made.spec, made.host_ports, accel)
             except SiteError as error:
                 if machine.pid() is not None:
                     return None  # begun by a service that was killed just then
-                mine = [guest for guest, asked in record.spec.ports.items() if asked == 0]
+                mine = [guest for guest, asked in made.spec.ports.items() if asked == 0]
                 if not tries_left or not mine or "forwarding rule" not in error.message:
                     raise
             # somebody else took a port that we had chosen: choose again
-            record = _Record(record.spec, {**record.host_ports, **{guest: free_port() for guest in mine}})
-            write_file(machine.folder / _SPEC, record.to_bytes())
+            made = Record(made.spec, {**made.host_ports, **{guest: free_port() for guest in mine}})
+            record.write(machine.folder, made)
         return None
 
     def _ids(self) -> list[str]:
@@ -277,21 +279,15 @@ class Instances:
     def _machine(self, instance_id: str) -> Machine:
         return Machine(self._folder / check_name(instance_id, "an instance"))
 
-    def _record(self, instance_id: str) -> _Record | None:
-        path = self._machine(instance_id).folder / _SPEC
-        try:
-            return _Record.from_bytes(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SiteError(f"{path} is damaged", f"end the instance {instance_id}, and launch anew") from error
+    def _record(self, instance_id: str) -> Record | None:
+        return record.read(self._machine(instance_id).folder)
 
-    def _existing(self, instance_id: str) -> _Record:
+    def _existing(self, instance_id: str) -> Record:
         with storage_errors(f"find instance {instance_id}"):
-            record = self._record(instance_id)
-        if record is None:
+            known = self._record(instance_id)
+        if known is None:
             raise NotFound(f"there is no instance {instance_id}")
-        return record
+        return known
 
     def _existing_volume(self, instance_id: str, index: int) -> Path:
         if not 0 <= index < len(self._existing(instance_id).spec.points):

@@ -52,6 +52,7 @@ class LocalSite:
         try:
             end_left_behind(self._root)
             self._instances.complete_ends()
+            self._instances.mend_records()
             self._volumes.complete_deletions()
         except BaseException:
             self.close()

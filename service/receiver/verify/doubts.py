@@ -6,17 +6,16 @@ A doubt that is out of date costs reading a block; the next verification of the 
 
 from __future__ import annotations
 
-import json
-
 from agent.protocol.errors import NotFound
 from agent.protocol.grid import MAX_VOLUME_BYTES
+from recovery.seals import opened, sealed
 from recovery.sites.contract import Extent, Site, VolumeKey
 
 _EVERYTHING = [Extent(0, MAX_VOLUME_BYTES)]
 
 
 class Doubts:
-    """Kept as documents at the site: [[offset, length], ...] of each volume that has any."""
+    """Kept as sealed documents at the site: [[offset, length], ...] of each volume that has any."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -28,13 +27,13 @@ class Doubts:
         except NotFound:
             return []
         try:
-            return [Extent(int(offset), int(length)) for offset, length in json.loads(content)]
-        except (ValueError, TypeError):
+            return [Extent(offset, length) for offset, length in opened(content)["extents"]]
+        except ValueError:
             return _EVERYTHING
 
     def replace(self, key: VolumeKey, extents: list[Extent]) -> None:
         if extents:
-            content = json.dumps([[extent.offset, extent.length] for extent in extents]).encode()
+            content = sealed({"extents": [[extent.offset, extent.length] for extent in extents]})
             self._site.write_document(key.server_id, _name(key), content)
         else:
             self._site.delete_document(key.server_id, _name(key))

@@ -17,6 +17,8 @@ class Part(enum.StrEnum):
     STRUCTURE = "structure"
     """How the site stores the volume: the metadata of a qcow2 file."""
     DATA = "data"
+    DATABASE = "database"
+    """Its file, as a whole; no point's."""
 
 
 @dataclass(slots=True, kw_only=True)

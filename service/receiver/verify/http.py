@@ -15,6 +15,7 @@ from aiohttp import web
 from agent.protocol.errors import Conflict, InternalError, UnderstudyError
 from service.receiver.pull import PointReader
 from service.receiver.receiver import Receiver
+from service.receiver.verify.database import Checked, verify_database
 from service.receiver.verify.findings import Verdict
 from service.receiver.verify.readback import Stop
 from service.receiver.verify.verifier import Verifier
@@ -28,12 +29,18 @@ Audit = Callable[[str, str], None]
 
 
 class VerifyHttp:
-    """Handlers under /api/v1/points; whoever calls has been let in by the API's own check, which says the tenant."""
+    """Handlers under /api/v1; whoever calls has been let in by the API's own check, which says the tenant."""
 
     def __init__(
-        self, verifier: Verifier, threads: Executor, tenant_of: Callable[[web.Request], str], audit: Audit
+        self,
+        verifier: Verifier,
+        database: Checked,
+        threads: Executor,
+        tenant_of: Callable[[web.Request], str],
+        audit: Audit,
     ) -> None:
         self._verifier = verifier
+        self._database = database
         self._threads = threads
         self._tenant_of = tenant_of
         self._audit = audit
@@ -42,12 +49,29 @@ class VerifyHttp:
         return [
             web.get("/api/v1/points", self._list),
             web.post("/api/v1/points/{point}/verify", self._verify),
+            web.post("/api/v1/database/verify", self._verify_database),
         ]
 
     async def _list(self, request: web.Request) -> web.Response:
         """The ids of all points that rows or site know of, also those that cannot be used: {"point", "server_id"}."""
         known = await self._run(lambda: self._verifier.records.known(self._tenant_of(request)))
         return web.json_response([{"point": point_id, "server_id": server_id} for server_id, point_id in known])
+
+    async def _verify_database(self, request: web.Request) -> web.Response:
+        """{"verdict"} of the database's file; `?heal=1` makes its indexes anew."""
+        tenant, heal = self._tenant_of(request), request.query.get("heal") == "1"
+
+        def verify() -> Verdict:
+            verdict = verify_database(self._database, heal=heal)
+            self._tell(tenant, verdict)
+            return verdict
+
+        return web.json_response({"verdict": (await self._run(verify)).to_json()})
+
+    def _tell(self, tenant: str, verdict: Verdict) -> None:
+        for finding in verdict.findings:
+            if finding.healed:
+                self._audit(tenant, f"{finding}: {finding.healed}")
 
     async def _verify(self, request: web.Request) -> web.StreamResponse:
         """Lines of JSON: {"done_bytes", "size_bytes"} while it goes on, at last {"verdict"} or {"error"}.
@@ -63,9 +87,7 @@ class VerifyHttp:
 
         def verify() -> Verdict:
             verdict = self._verifier.verify(server_id, point_id, heal=heal, progress=progress, stop=stop)
-            for finding in verdict.findings:
-                if finding.healed:
-                    self._audit(tenant, f"{finding}: {finding.healed}")
+            self._tell(tenant, verdict)
             return verdict
 
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})

@@ -84,13 +84,15 @@ class Verifier:
         return verdict
 
     def _manifest(self, server_id: str, point_id: str, verdict: Verdict, heal: bool) -> Manifest | None:
+        missing = False
         try:
             manifest = self._archive.manifest(server_id, point_id)
             if self.records.is_intact(self._site.read_document(server_id, f"{point_id}.json"), server_id, point_id):
                 return manifest
             what = f"the manifest of point {point_id} was altered beside what is signed, or is another point's"
         except NotFound:
-            what = f"point {point_id} is listed, and the site has no manifest of it"
+            missing = True
+            what = f"the site has no manifest of point {point_id}, though it is listed, or has files there"
         except StorageError as error:
             what = f"the manifest of point {point_id} is damaged: {error.message}"
         where = f"{server_id}/documents/{point_id}.json"
@@ -98,7 +100,10 @@ class Verifier:
         verdict.findings.append(finding)
         if heal:
             with self._told([finding]), self._alone_with(server_id):
-                if self.records.restore_manifest(server_id, point_id):
+                if missing:
+                    if self.records.remove_if_nothing_is_left(server_id, point_id):
+                        finding.healed = "the row was removed: the site has nothing of such a point"
+                elif self.records.restore_manifest(server_id, point_id):
                     finding.healed = "one bit was turned back, as the signature proves"
                     return self._archive.manifest(server_id, point_id)
         return None

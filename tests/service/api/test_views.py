@@ -1,5 +1,13 @@
+from agent.protocol.errors import StorageError
 from recovery.preflight import Proof
-from service.api.views import SILENT_SECONDS, point_to_json, server_proof_to_json, server_to_json, why_deaf
+from service.api.views import (
+    SILENT_SECONDS,
+    damaged_to_json,
+    point_to_json,
+    server_proof_to_json,
+    server_to_json,
+    why_deaf,
+)
 from service.store.rows import ServerRow
 from tests.service.store.rows_for_tests import manifest
 
@@ -43,3 +51,12 @@ def test_a_command_to_an_agent_that_is_not_there_is_refused_at_once() -> None:
         assert why_deaf(row, pushing=False, now=late - 1) is None
         assert why_deaf(row, pushing=True, now=late) is None
         assert words in str(why_deaf(row, pushing=False, now=late))
+
+
+def test_a_server_whose_row_is_damaged_is_shown_with_all_fields_and_what_is_wrong() -> None:
+    row = ServerRow(id="srv-1", tenant="default", name="web01", created_at=1.0)
+    sound = server_to_json(row, None, 2.0) | server_proof_to_json(None, None)
+    damaged = damaged_to_json("srv-1", "web01", StorageError("its epoch is 'x'", "restore it"))
+    assert damaged.keys() == sound.keys()
+    assert (sound["error"], damaged["error"]) == (None, "its epoch is 'x' (restore it)")
+    assert damaged["state"] == "damaged"

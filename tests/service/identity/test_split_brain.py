@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,24 +18,30 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.protocol.errors import Conflict, StaleEpoch
+from recovery.sites.contract import Site
 from service.control import ServiceControl
 from service.identity.enrolment import Enrolment
 from service.identity.gatekeeper import Gatekeeper
+from service.identity.ownership_documents import NAME, OwnershipDocuments
+from service.identity.reconciling import UNKNOWN_MACHINE, reconcile
 from service.store.audit import AuditStore
 from service.store.commands import CommandStore
 from service.store.database import Database, sqlite_url
 from service.store.points import PointStore
-from service.store.rows import CertificateRow
+from service.store.rows import CertificateRow, ServerRow
 from service.store.servers import ServerStore
+from tests.service.receiver.memory_site import MemorySite
 from tests.service.store.rows_for_tests import add_server
 
 SERVER = "srv-1"
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 
 class Killed(Exception):
-    """The service dies between the change of the row and what follows from it."""
+    """The service dies between the document of a change, the change of the row, and what follows from it."""
 
 
 @dataclass
@@ -62,11 +69,32 @@ class Simulation:
     def __init__(self, seed: int, folder: Path) -> None:
         self.random = random.Random(seed)
         self.now = 100.0
-        self.database = Database.open(sqlite_url(folder / f"{seed}.sqlite"))
-        add_server(self.database, owner_machine="home", owner_since=50.0)
-        self.servers = ServerStore(self.database)
+        self.path = folder / f"{seed}.sqlite"
         self.certificates = Certificates()
         self.certificates.add("home", "home", 40.0)
+        self.site = MemorySite()
+        self.documents = OwnershipDocuments(cast("Site", self.site), KEY)
+        self.machines = {"home": "home", "copy": "home"}  # machine -> the certificate that it shows
+        self.session: Session | None = None
+        self.messages: list[Callable[[], object]] = []
+        self.count = 0
+        self.owners: dict[int, set[str]] = defaultdict(set)
+        self.epoch = 1
+        self.proven = 0
+        """The highest epoch of a point."""
+        self.dying = False
+        database = Database.open(sqlite_url(self.path))
+        add_server(database, owner_machine="home", owner_since=50.0)
+        database.close()
+        self.start()
+
+    def start(self) -> None:
+        """The service, over the database and the site as they are now."""
+        self.database = Database.open(sqlite_url(self.path))
+        self.servers = ServerStore(self.database, self._note)
+        knows_run = self.random.choice([lambda _: True, lambda _: False])
+        self.dying = False
+        reconcile(self.servers, self.documents, knows_run, lambda *_: None, self.now, {SERVER: self.proven})
         points = PointStore(self.database)
         self.gatekeeper = Gatekeeper(cast("Enrolment", self.certificates), self.servers, points, now=lambda: self.now)
         self.control = ServiceControl(
@@ -78,28 +106,52 @@ class Simulation:
             self._end_push,
             now=lambda: self.now,
         )
-        self.machines = {"home": "home", "copy": "home"}  # machine -> the certificate that it shows
-        self.session: Session | None = None
-        self.messages: list[Callable[[], object]] = []
-        self.count = 0
-        self.owners: dict[int, set[str]] = defaultdict(set)
-        self.epoch = 1
+
+    def _note(self, before: ServerRow, after: ServerRow) -> None:
+        self.documents.note(before, after)
+        if self.dying and self.random.random() < 0.1:
+            raise Killed
 
     def run(self, steps: int) -> None:
         moves: list[Callable[[], None]] = [self._fail_over, self._migrate, self._undo, self._enrol]
-        moves += [self._deliver, self._begin, self._commit] * 2
+        moves += [self._deliver, self._begin, self._commit] * 2 + [self._back_up, self._restore]
         for _ in range(steps):
             self.now += self.random.random()
-            with contextlib.suppress(Conflict, Killed):
+            self.dying = True
+            try:
                 self.random.choice(moves)()
+            except Conflict:
+                pass
+            except Killed:
+                self._restart()
             self._check()
         self.database.close()
+
+    def _back_up(self) -> None:
+        self.database.close()
+        shutil.copyfile(self.path, self.path.with_suffix(".backup"))
+        self._restart()
+
+    def _restore(self) -> None:
+        """The database is yesterday's, perhaps with the document lost as well: points then prove the epoch."""
+        backup = self.path.with_suffix(".backup")
+        if backup.exists():
+            self.database.close()
+            shutil.copyfile(backup, self.path)
+            if self.proven == self.epoch and self.random.random() < 0.3:
+                self.site.delete_document(SERVER, NAME)
+            self._restart()
+
+    def _restart(self) -> None:
+        self.database.close()
+        self.session = None
+        self.start()
 
     def _check(self) -> None:
         row = self.servers.get(SERVER)
         assert row.epoch >= self.epoch, "an epoch never falls"
         self.epoch = row.epoch
-        if row.owner_machine is not None:
+        if row.owner_machine not in (None, UNKNOWN_MACHINE):
             self.owners[row.epoch].add(row.owner_machine)
         twice = {epoch: owners for epoch, owners in self.owners.items() if len(owners) > 1}
         assert not twice, f"owners of one epoch: {twice}"
@@ -179,6 +231,7 @@ class Simulation:
             return
         self._accepted(session.machine, server.epoch)
         self._accepted(session.machine, session.epoch)
+        self.proven = max(self.proven, session.epoch)
 
     def _accepted(self, machine: str, epoch: int) -> None:
         self.owners[epoch].add(machine)

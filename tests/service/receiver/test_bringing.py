@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.client import ServiceClient
-from agent.protocol.digests import DigestMap, block_digest
+from agent.protocol.digests import DIGEST_BYTES, DigestMap, block_digest
 from agent.protocol.errors import TransportError
 from agent.protocol.frames import Answer, Kind, decode_single
 from agent.protocol.grid import BlockGrid
@@ -57,6 +57,8 @@ class Client(ServiceClient):
     ) -> bytes:
         session, _, rest = path.removeprefix("/agent/v1/sessions/").partition("/volumes/0/")
         self.requests.append(rest)
+        if rest.startswith("segments?first="):
+            return self._bench.receiver.segments(SERVER.id, session, 0, int(rest.partition("=")[2]))
         offer, sums = b"".join(body), rest == "offer?sums=1"
         answer = self._bench.receiver.offer(SERVER.id, session, 0, offer, with_sums=sums)
         if not sums or self._deceive is None:
@@ -116,7 +118,7 @@ def test_pages_of_many_pieces_travel_together(bench: Bench, pusher: Pusher, tmp_
     session = pusher.begin(fresh).session
     client = Client(bench)
     volume = volume_of(client, session, image, path, threads)
-    asyncio.run(volume.send_all(trust_held=True))
+    asyncio.run(volume.send_all())
     volume.source.close()
     assert client.requests.count("offer?sums=1") > 1, "there are several pieces"
     assert client.requests.count("blocks") == 1 and client.requests[-1] == "blocks"
@@ -141,7 +143,7 @@ def test_blocks_whose_pages_were_wrongly_thought_to_be_there_go_whole(
         path.write_bytes(image)  # what was read at the instant counts
         asyncio.run(volume.send_changes(changes))
     else:
-        asyncio.run(volume.send_all(trust_held=True))
+        asyncio.run(volume.send_all())
     volume.source.close()
     assert "offer" in client.requests, "what did not come out right is offered again, without patching"
     assert all(volume.held[index] == block_digest(fresh[:BLOCK]) for index in range(BLOCKS))
@@ -159,7 +161,7 @@ def test_a_first_push_offers_nothing_also_where_the_line_takes_no_whole_pieces(
     volume = VolumePush(0, SourceVolume.open(path), held, threads, tally, lambda _: None)
     volume.unasked = Unasked(0, held, client, tally, begun.session, offers=begun.offers)
     volume.bringer = Bringer(0, held, client, threads, tally, begun.session, volume.unasked.heard)
-    asyncio.run(volume.send_all(trust_held=True))
+    asyncio.run(volume.send_all())
     volume.source.close()
     assert set(client.requests) == {"blocks"} and tally.changed_bytes == len(fresh)
     assert bench.content(pusher.commit(begun.session, fresh).id) == fresh
@@ -307,7 +309,7 @@ def test_what_was_looked_at_ahead_is_read_again_only_if_it_has_to_be_brought(
         volume.look_ahead(threading.Event())
         pieces = set(source.reads)
         assert len(pieces) > 2 and set(source.reads.values()) == {1}
-        asyncio.run(volume.send_all(trust_held=trusted))
+        asyncio.run(volume.send_all(None if trusted else [bytes(DIGEST_BYTES)]))
     again = {offset for offset in pieces if source.reads[offset] == 2}
     assert again == ({0} if trusted else pieces)
     assert bench.content(pusher.commit(session, fresh).id) == fresh

@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from agent.protocol.digests import ZERO_DIGEST, DigestMap, block_digest
+from agent.protocol.digests import DIGEST_BYTES, ZERO_DIGEST, DigestMap, block_digest
 from agent.protocol.errors import (
     BadFrame,
+    BadMessage,
     DigestMismatch,
     InternalError,
     RootMismatch,
@@ -182,6 +183,14 @@ class Protocol(RuleBasedStateMachine):
             reply = self.receiver.blocks(SERVER.id, session, volume, head + bytes(payload))
             assert reply.written_blocks + len(reply.mismatched) == len(named)
 
+    @rule(volume=volumes, ago=ages, first=st.integers(-1, 2))
+    def ask_for_segments(self, volume: int, ago: int, first: int) -> None:
+        """Of volumes that have one: nothing lies behind it, and nothing changes because it was asked for."""
+        with expected(SessionError, BadMessage):
+            told = [self.receiver.segments(SERVER.id, self._session(ago)[0], volume, first) for _ in range(2)]
+            assert told[0] == told[1]
+            assert len(told[0]) == (DIGEST_BYTES if first == 0 else 0)
+
     @rule(ago=ages)
     def commit(self, ago: int) -> None:
         """Of what the source holds now, which may or may not be what was sent."""
@@ -211,6 +220,8 @@ class Protocol(RuleBasedStateMachine):
             answers = self.receiver.offer(SERVER.id, session, volume, encode_offer(named, b"".join(digests)))
             lacking = {block for block, answer in zip(named, answers, strict=True) if answer == Answer.LACKING}
             self.send(volume=volume, blocks=lacking, content=None, ago=0, times=1)
+            ours = digests_of(self.images[volume]).segments(0, 1)
+            assert self.receiver.segments(SERVER.id, session, volume, 0) == ours
         session = self.sessions[-1][0]
         self._commit(list(self.images), ago=0)
         assert self.points[session] == self.images

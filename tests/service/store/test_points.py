@@ -14,7 +14,7 @@ def test_a_point_comes_back_as_it_was_added(database: Database) -> None:
     store.add(manifest("pt-1"))
     assert store.get("pt-1") == manifest("pt-1")
     assert store.newest_first("srv-1") == [manifest("pt-1").point]
-    assert store.all_ids() == ["pt-1"]
+    assert store.listed() == store.listed("srv-1") == {"srv-1": ["pt-1"]}
 
 
 def test_the_newest_is_the_one_committed_last_whatever_the_clock_said(database: Database) -> None:

@@ -18,7 +18,11 @@ KEY = VolumeKey(SERVER.id, 0)
 def verifier_of(bench: Bench, *servers: str) -> Verifier:
     """`servers`: ids of others of the tenant."""
     records = Records(
-        bench.site, bench.archive, bench.rows, bench.key.public_key(), lambda tenant: {SERVER.id, *servers}
+        bench.site,
+        bench.archive,
+        bench.rows,
+        bench.key.public_key(),
+        lambda tenant: {SERVER.id, *servers} if tenant == SERVER.tenant else set(),
     )
     alone = alone_with(bench.receiver, PointReader(bench.archive))
     return Verifier(bench.site, bench.archive, records, bench.folder / "scratch", alone)

@@ -246,6 +246,43 @@ def test_a_point_without_a_manifest_is_told(bench: Bench, pusher: Pusher) -> Non
         verifier.records.locate("pt-0000000000", "default")
 
 
+def test_a_point_that_lost_its_manifest_is_told_of_by_its_files_also_after_a_start(
+    bench: Bench, pusher: Pusher
+) -> None:
+    lost, newer = pusher.push(image_of(1)), pusher.push(image_of(2))
+    document_of(bench, f"{lost.id}.json").unlink()
+    bench.restart()
+    assert bench.rows.listed() == {SERVER.id: [newer.id]}
+    verifier = verifier_of(bench)
+    assert set(verifier.records.known("default")) == {(SERVER.id, lost.id), (SERVER.id, newer.id)}
+    assert verifier.records.known("other") == []
+    assert verifier.records.locate(lost.id, "default") == SERVER.id
+    (finding,) = verifier.verify(SERVER.id, lost.id, heal=True).findings
+    assert (finding.part, finding.healed) == (Part.MANIFEST, "")
+    assert "has files there" in finding.what
+
+
+def test_a_row_of_which_the_site_has_nothing_is_removed(bench: Bench, pusher: Pusher) -> None:
+    point = pusher.push(image_of(1))
+    with bench.rows._database.write() as connection:
+        connection.execute(text("UPDATE points SET id = 'pt-nothing22'"))
+    verifier = verifier_of(bench)
+    assert not verifier.verify(SERVER.id, "pt-nothing22").sound
+    assert verifier.verify(SERVER.id, "pt-nothing22", heal=True).sound
+    assert verifier.verify(SERVER.id, point.id, heal=True).sound
+    assert bench.rows.listed() == {SERVER.id: [point.id]}
+
+
+def test_points_that_are_being_made_or_removed_are_not_told_of(bench: Bench, pusher: Pusher) -> None:
+    made = [pusher.push(image_of(seed)).id for seed in range(2)]
+    for name, state in zip(made, ("pending", "deleting"), strict=True):
+        document = document_of(bench, f"{name}.json")
+        document.rename(document.with_name(f"{name}.{state}.json"))
+    with bench.rows._database.write() as connection:
+        connection.execute(text("DELETE FROM points"))
+    assert verifier_of(bench).records.known("default") == []
+
+
 def test_points_of_other_tenants_are_not_told_of(bench: Bench, pusher: Pusher) -> None:
     point = pusher.push(image_of(1))
     records = verifier_of(bench).records
