@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from agent.protocol.errors import UnderstudyError
-from service.cli import arrows, audit, drills, pairing, plans, points, runs, seed, verify
+from service.cli import arrows, audit, drills, export, pairing, plans, points, runs, seed, verify
 from service.cli.output import harmless
 from service.cli.text import at_least_one, host_and_port
 
 OURS = ("agent", "recovery", "service")
 _WHOLE_INSTALL = "this is the agent's install; for the service: pip install 'understudy[service]'"
-EXPORT_FORMATS = ("raw", "qcow2", "vmdk", "vhdx")
 
 Run = Callable[[argparse.Namespace], None]
 
@@ -168,16 +167,18 @@ def build_parser() -> argparse.ArgumentParser:
     take.add_argument("server", metavar="SERVER")
     take.add_argument("--label", metavar="TEXT")
 
-    export = commands.add(
+    made = commands.add(
         "export",
-        points.export,
-        "a point as a file that needs no Understudy",
+        export.export,
+        "a point as files that need no Understudy, and what to do with them on another hypervisor",
         "export pt-7f3k9q2m4x --format qcow2 web01.qcow2",
+        "export pt-7f3k9q2m4x --format ovf web01.ovf    (VMware: the whole server)",
+        "export pt-7f3k9q2m4x --format vhdx web01.vhdx    (Hyper-V; Azure: --format vhd)",
     )
-    export.add_argument("point", metavar="POINT")
-    export.add_argument("--volume", metavar="N", type=int, default=0)
-    export.add_argument("--format", choices=EXPORT_FORMATS, required=True)
-    export.add_argument("out", metavar="OUT")
+    made.add_argument("point", metavar="POINT")
+    made.add_argument("--volume", metavar="N", type=int, help="which, in boot order from 0 (default: 0)")
+    made.add_argument("--format", choices=export.FORMATS, required=True)
+    made.add_argument("out", metavar="OUT")
 
     _add_verify(commands)
 
