@@ -59,7 +59,7 @@ _DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"no boot repair: {args['skip']}"
         if args.get("skip")
         else f"make {args['instance_id']}'s own copy of the point boot here, if it would not as it is"
-        + (", and a machine of its own" if args.get("renew") else "")
+        + (f", and a machine of its own, called {args['host_name']}" if args.get("host_name") else "")
     ),
     "launch": _describe_launch,
     "gate": _describe_gate,

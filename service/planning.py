@@ -13,6 +13,7 @@ from agent.protocol.messages import Point
 from recovery.actions import launch_spec
 from recovery.checks import refuse_conflict
 from recovery.control import Server
+from recovery.naming import DEFAULT_PATTERN
 from recovery.planner import Order, SeededIds, new_seed, plan_failover
 from recovery.plans import Caps, Plan, parse_plan, without
 from recovery.points import LATEST
@@ -82,6 +83,7 @@ class PlanBook:
         *,
         dead: Collection[str] = (),
         copies: int = 1,
+        host_names: str | None = None,
         left_out: Collection[str] = (),
         seed: str | None = None,
     ) -> Planned:
@@ -89,6 +91,7 @@ class PlanBook:
         RecoveryError.
 
         `dead`: servers whose sources somebody declared dead, `*` for all; all others are stopped by their agents.
+        `host_names`: what copies are called, as recovery.naming has it; none: as it has it without.
         `left_out`: servers of the plan that this run does without. `seed`: of a run that was planned before; none: a
         new one."""
         estate = self.estate(tenant)
@@ -100,7 +103,12 @@ class PlanBook:
         if not 1 <= copies <= MAX_COPIES:
             raise UsageError(f"{copies} copies cannot be made", f"ask for 1 to {MAX_COPIES}")
         alive = names - set(dead) if kind.takes_over and EVERY_SERVER not in dead else set()
-        order = Order(alive=frozenset(alive), copies=copies, last_boots=estate.last_boots(names))
+        order = Order(
+            alive=frozenset(alive),
+            copies=copies,
+            host_names=host_names or DEFAULT_PATTERN,
+            last_boots=estate.last_boots(names),
+        )
         return self._planned(estate, plan, kind, choice, order, seed)
 
     def findings(self, planned: Planned) -> list[Finding]:

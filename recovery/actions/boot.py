@@ -48,7 +48,7 @@ def repair_job(site: Site, run_id: str, args: Mapping[str, Any], interrupt: thre
         volumes=tuple(site.instance_volume_location(instance_id, index) for index in range(args["volumes"])),
         uefi=args["uefi"],
         record=args.get("record"),
-        renew=args.get("renew", False),
+        host_name=args.get("host_name"),
         sources=tuple(args.get("sources", ())),
         stopped=interrupt.is_set,
     )

@@ -41,8 +41,8 @@ class RepairJob:
     """An instance that is not running. `volumes` are its own copies, in boot order, as Site.instance_volume_location
     names them; `sources` what they were called at home ("/dev/sda"), where that is known.
 
-    `record` names what is kept of it within the run (None: the server's id). `renew`: it is a copy, and becomes a
-    machine of its own.
+    `record` names what is kept of it within the run (None: the server's id). `host_name`: it is a copy, and becomes a
+    machine of its own that calls itself so.
     `stopped` is asked while something is awaited: the work is to be given up, with an error, when it says yes."""
 
     run_id: str
@@ -52,7 +52,7 @@ class RepairJob:
     volumes: tuple[str, ...]
     uefi: bool
     record: str | None = None
-    renew: bool = False
+    host_name: str | None = None
     sources: tuple[str, ...] = ()
     stopped: Callable[[], bool] = lambda: False
 

@@ -71,7 +71,7 @@ class BootRepair:
                 folder,
                 sources=job.sources,
                 supplied=self._drivers.of(job.server),
-                renew=job.renew,
+                host_name=job.host_name,
                 accel=self._accel(),
                 stopped=job.stopped,
             )

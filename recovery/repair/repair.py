@@ -45,7 +45,7 @@ def repair(
     *,
     sources: Sequence[str] = (),
     supplied: Supplied = NOTHING_SUPPLIED,
-    renew: bool = False,
+    host_name: str | None = None,
     accel: str = TCG,
     stopped: Stopped = lambda: False,
 ) -> RepairRecord:
@@ -53,12 +53,12 @@ def repair(
 
     `folder` is the run's own, one for each server: the record stays there, for review and for `undo`. `sources` are
     the volumes' names at home ("/dev/sda"), where known; `supplied` drivers for a Windows without them. A replica that
-    is ready is left as it is, unless it is to `renew` its identity: a copy (Linux only). Blocks.
+    is ready is left as it is, unless it is a copy, which gets an identity of its own and this `host_name`. Blocks.
     Raises RecoveryError (no system found, a disk that cannot be read), ToolMissing, SiteError, StorageError."""
     record = load(folder)
     if record is None:
         with _worker(volumes, folder, accel, stopped) as (worker, files):
-            record = _repair_inside(worker, files, len(volumes), target, sources, supplied, renew=renew)
+            record = _repair_inside(worker, files, len(volumes), target, sources, supplied, host_name)
         save(record, folder)
     _finish(volumes, folder, merge=bool(record.changes))
     return record
@@ -107,8 +107,7 @@ def _repair_inside(
     target: Target,
     sources: Sequence[str],
     supplied: Supplied,
-    *,
-    renew: bool,
+    host_name: str | None,
 ) -> RepairRecord:
     found = disks.identify(worker, count)
     system = linux_system.mount(files, found, sources)
@@ -116,11 +115,17 @@ def _repair_inside(
     keys: tuple[KeyChange, ...] = ()
     if system is not None:
         name = f"{system.name}, {system.root.kind}"
-        findings = draft_repair(draft, system, target, renew=renew)
+        findings = draft_repair(draft, system, target, host_name)
     elif (found_windows := windows_system.mount(worker, files, found)) is not None:
         name = "Windows"
         findings, keys = windows.draft_repair(
-            draft, files, target, places=found_windows.places, data_volumes=count > 1, supplied=supplied
+            draft,
+            files,
+            target,
+            places=found_windows.places,
+            data_volumes=count > 1,
+            supplied=supplied,
+            host_name=host_name,
         )
     else:
         kinds = ", ".join(fs.kind or "unknown" for fs in found.filesystems) or "nothing"

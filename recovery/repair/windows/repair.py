@@ -14,9 +14,17 @@ from recovery.repair.draft import Draft
 from recovery.repair.files import GuestFiles
 from recovery.repair.record import Finding, KeyChange
 from recovery.repair.target import Target
-from recovery.repair.windows import bcd, drivers, firmware, firstboot
+from recovery.repair.windows import bcd, drivers, firmware, firstboot, identity
 from recovery.repair.windows.edit import apply
-from recovery.repair.windows.guest import SYSTEM_HIVE, WindowsFiles, find, is_program, read_hive, refuse_hibernated
+from recovery.repair.windows.guest import (
+    SOFTWARE_HIVE,
+    SYSTEM_HIVE,
+    WindowsFiles,
+    find,
+    is_program,
+    read_hive,
+    refuse_hibernated,
+)
 from recovery.repair.windows.hive import Hive
 from recovery.repair.windows.hivedraft import HiveDraft
 from recovery.repair.windows.hivedraft import undo as draft_undo
@@ -31,11 +39,12 @@ def draft_repair(
     places: bcd.Places | None = None,
     data_volumes: bool = False,
     supplied: Supplied = NOTHING_SUPPLIED,
+    host_name: str | None = None,
 ) -> tuple[tuple[Finding, ...], tuple[KeyChange, ...]]:
     """Look at everything, draft what mends it; the changes of keys are returned, those of files are in the draft.
 
     `places`: where the boot configuration must point to, where known. `data_volumes`: there are disks beside the first.
-    `supplied`: what there is for guests without a driver of their own.
+    `supplied`: what there is for guests without a driver of their own. `host_name`: it is a copy, and gets this name.
     Raises RecoveryError for a replica that cannot be repaired (hibernated, a damaged hive, a dirty one without its
     logs)."""
     refuse_hibernated(files)
@@ -59,7 +68,13 @@ def draft_repair(
     else:
         findings += bcd.repair(store, places)
     findings += firstboot.repair(draft, draft_of_system, _spelt(files, "/Windows"), supplied.packages)
-    return tuple(findings), (*draft_of_system.changes, *(store.changes if store else ()))
+    software = None
+    if host_name is not None:
+        findings.append(identity.rename(draft_of_system, host_name))
+        software, said = _with_new_guid(files)
+        findings.append(said)
+    hives = (draft_of_system, store, software)
+    return tuple(findings), tuple(change for hive in hives if hive is not None for change in hive.changes)
 
 
 def write_keys(files: GuestFiles, changes: Sequence[KeyChange]) -> None:
@@ -90,6 +105,17 @@ def _open(files: GuestFiles, path: str) -> HiveDraft | None:
     found = find(files, path)
     hive = read_hive(files, found) if found else None
     return HiveDraft(found, hive) if found and hive else None
+
+
+def _with_new_guid(files: GuestFiles) -> tuple[HiveDraft | None, Finding]:
+    """The SOFTWARE hive drafted anew; a copy comes up without that too, so what is in the way is only said."""
+    try:
+        software = _open(files, SOFTWARE_HIVE)
+    except RecoveryError as error:
+        return None, Finding("warn", f"this copy keeps the server's machine GUID: {error.message}", error.hint)
+    if software is None:
+        return None, Finding("warn", f"this copy keeps the server's machine GUID: it has no {SOFTWARE_HIVE}")
+    return software, identity.renew_guid(software)
 
 
 def _present(files: GuestFiles, path: str) -> Hive:
