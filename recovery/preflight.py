@@ -15,6 +15,7 @@ from recovery.checks import NEEDED_BYTES_PER_INSTANCE, SiteFacts
 from recovery.control import Server
 from recovery.gates import asks_agent
 from recovery.plans import Plan
+from recovery.plans.model import AUTOMATIC
 from recovery.prices import RunPrice
 from recovery.runs import Run, RunKind
 
@@ -206,6 +207,25 @@ def _memory(now: Situation) -> Iterator[Finding]:
             yield Finding(level=Level.AMBER, reason=Reason.MEMORY, server=server.name, text=text, hint=hint)
 
 
+def _sizes(now: Situation) -> Iterator[Finding]:
+    """Somebody knows how large each server has to be."""
+    gets = {launch.args["server"]: launch.args for launch in now.run.launches()}
+    for wanted in now.plan.servers:
+        server = now.servers[wanted.name]
+        known = {
+            "how many processors": wanted.cpus or server.cpus,
+            "how much memory": wanted.memory_mib or server.memory_mib,
+        }
+        unknown = " and ".join(words for words, count in known.items() if not count)
+        if unknown and wanted.size == AUTOMATIC:
+            size = f"{gets[wanted.name]['cpus']} CPUs and {gets[wanted.name]['memory_mib']} MiB"
+            text = (
+                f"nobody knows {unknown} {wanted.name} has at home (an image file tells nothing of it): it gets {size}"
+            )
+            hint = "say cpus and memory_mib in its plan, or a size"
+            yield Finding(level=Level.AMBER, reason=Reason.MEMORY, server=wanted.name, text=text, hint=hint)
+
+
 def _site(now: Situation) -> Iterator[Finding]:
     for server, objections in now.objections.items():
         for text in objections:
@@ -256,6 +276,7 @@ _CHECKS: tuple[Callable[[Situation], Iterator[Finding]], ...] = (
     _windows,
     _space,
     _memory,
+    _sizes,
     _site,
     _addresses,
     _gates,
