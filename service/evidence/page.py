@@ -45,6 +45,7 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes], key_sha256: 
             f"{_time(facts['signed_at'])}, by the service on {facts['service_host']}, by whose clock all times are",
         ),
     ]
+    what += [("Warning", f"{step['name']}: {_first_line(step['error'])}") for step in facts.get("warnings", [])]
     body = [
         f"<h1>Recovery drill of {escape(facts['plan'])}: "
         f'<span class="{"held" if held else "failed"}">{verdict}{rto}</span></h1>',
