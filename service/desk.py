@@ -16,7 +16,7 @@ from recovery.planner import SeededIds, new_seed
 from recovery.report import run_to_json
 from recovery.runs import Run, RunState
 from recovery.sites.contract import Site
-from service.identity.gatekeeper import server_of
+from service.identity.as_server import server_of
 from service.planning import PlanBook, Planned
 from service.store.runs import RunRows
 from service.store.servers import ServerStore

@@ -10,8 +10,6 @@ from typing import Protocol
 from agent.protocol.errors import Conflict, NotFound, StorageError, UnderstudyError
 from service.receiver.receiver import PointRows, Receiver
 
-DEFAULT_KEEP = 48
-
 log = logging.getLogger(__name__)
 
 
