@@ -61,8 +61,8 @@ def _vhdx(name: str, hardware: Hardware, files: Sequence[Path]) -> list[str]:
         lines.append(f"Set-VMFirmware -VMName {name} -EnableSecureBoot Off")
     return [
         *lines,
+        f"for each further volume: Add-VMHardDiskDrive -VMName {name} -Path 'C:\\VMS\\FILE'",
         f"Start-VM -Name {name}",
-        f"further volumes, before it is started: Add-VMHardDiskDrive -VMName {name} -Path 'C:\\VMS\\FILE'",
         f"if it says that the file must not be sparse: fsutil sparse setflag '{path}' 0",
     ]
 
