@@ -103,6 +103,15 @@ def test_repaired_its_relatives_boot_from_nvme(relative: Path, worker_parts: Non
     answers(volume, Bus.NVME, Firmware.BIOS, tmp_path)
 
 
+def test_a_copy_comes_up_by_a_name_and_an_id_of_its_own(bios: Path, worker_parts: None, tmp_path: Path) -> None:
+    volume = images.overlay(bios, tmp_path / "volume.qcow2")
+    target = Target(bus=Bus.VIRTIO, firmware=Firmware.BIOS, serial_console=True)
+    repair([volume], target, tmp_path / "repair", host_name="elsewhere-clone-1")
+    said, console = boot(volume, Bus.VIRTIO, Firmware.BIOS, tmp_path, images.PORT)
+    assert said == images.ANSWER, console[-3000:]
+    assert "Hostname set to <elsewhere-clone-1>" in console
+
+
 def test_undone_it_has_every_file_as_it_was_at_home(bios: Path, worker_parts: None, tmp_path: Path) -> None:
     volume = images.overlay(bios, tmp_path / "volume.qcow2")
     record = repaired(volume, Bus.NVME, Firmware.BIOS, tmp_path)
