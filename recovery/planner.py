@@ -193,6 +193,7 @@ class _Planner:
             **self._settings(wanted, size),
             "uefi": server.uefi,
             "boot_digest": server.boot_digest,
+            "devices": None if wanted.devices == AUTOMATIC else wanted.devices,
         }
         title = server.name if self._order.copies == 1 else f"{server.name} (copy {copy})"
         self._titles[args["instance_id"]] = title
@@ -233,7 +234,8 @@ class _Planner:
         if not (self._repairs and wanted.repair):
             return after
         point = "" if wanted.name in self._order.alive else launch.args["point"]  # there will be a newer one
-        ready = why_ready(self._servers[wanted.name], point, self._bus, self._order.last_boots.get(wanted.name))
+        bus = launch.args["devices"] or self._bus
+        ready = why_ready(self._servers[wanted.name], point, bus, self._order.last_boots.get(wanted.name))
         args = dict(launch.args)
         if self._kind is RunKind.CLONE:  # also where it is ready to boot
             args |= {"host_name": self._host_name(wanted, copy), "record": launch.args["instance_id"]}

@@ -18,6 +18,7 @@ from recovery.plans import Plan
 from recovery.plans.model import AUTOMATIC
 from recovery.prices import RunPrice
 from recovery.runs import Run, RunKind
+from recovery.sites.contract import Devices
 
 ADVISED_BYTES_PER_INSTANCE = 1 << 30
 STALE_SECONDS = 86_400.0
@@ -170,11 +171,13 @@ def _windows(now: Situation) -> Iterator[Finding]:
         text = f"{windows[0]} runs Windows, and boot repair here lacks {packages}"
         hint = f"on the service's machine: apt-get install {packages}"
         yield Finding(level=Level.AMBER, reason=Reason.BOOT, server=windows[0], text=text, hint=hint)
+    forced = {wanted.name for wanted in now.plan.servers if wanted.devices == Devices.VIRTIO}
     for name, missing in now.missing_drivers.items():
         proof = now.proofs.get(name)
         if missing and not (proof and proof.held):
             files = " and no ".join(missing)
-            text = f"{name} runs Windows, and needs virtio drivers of its own: there is no {files} here"
+            other = "does not start" if name in forced else "starts on AHCI disks and an e1000e card, which is slower"
+            text = f"{name} runs Windows, and there is no {files} here: without virtio drivers of its own, it {other}"
             hint = f"put virtio-win's files for its Windows into DATA/drivers, or into DATA/drivers/{name}"
             yield Finding(level=Level.AMBER, reason=Reason.BOOT, server=name, text=text, hint=hint)
 

@@ -21,6 +21,7 @@ from recovery.preflight import Finding, Level, Reason, Situation, preflight, wor
 from recovery.prices import RunPrice, add_up, over_caps, running_prices
 from recovery.runs import Run, RunKind
 from recovery.scripts import Scripts
+from recovery.sites.contract import Devices
 from service.estate import Estate, Sources
 from service.store.rows import PlanCheck
 
@@ -135,7 +136,9 @@ class PlanBook:
                 missing_scripts=self._missing_scripts(planned.plan),
                 missing_packages=estate.missing_packages,
                 missing_drivers={
-                    wanted.name: estate.missing_drivers(wanted.name) for wanted in planned.plan.servers if wanted.repair
+                    wanted.name: estate.missing_drivers(wanted.name)
+                    for wanted in planned.plan.servers
+                    if wanted.repair and wanted.devices != Devices.AHCI
                 },
                 taken=_taken(estate.live),
                 in_the_way=_in_the_way(run, estate.live),

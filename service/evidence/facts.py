@@ -72,7 +72,7 @@ def _server(run: Run, launch: Step, sources: Sources) -> dict[str, Any]:
         "taken_at": args["taken_at"],
         "root": None if manifest is None else json.loads(manifest["manifest"])["point"]["root"],
         "manifest": manifest,
-        "boot": {name: args[name] for name in _SETTINGS} | _timed(launch),
+        "boot": {name: args[name] for name in _SETTINGS} | {"devices": launch.result.get("devices")} | _timed(launch),
         "repair": None if repair is None else _repair(repair, sources.repairs.get(args["server_id"])),
         "gates": [_gate(gate) for gate in gates],
         "picture": _picture(looks.get("picture")),

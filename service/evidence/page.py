@@ -144,7 +144,8 @@ def _point(server: Mapping[str, Any], began_at: str) -> str:
 
 def _boot(boot: Mapping[str, Any]) -> str:
     firmware = "UEFI" if boot["uefi"] else "BIOS"
-    how = f"{boot['cpus']} CPUs, {boot['memory_mib']} MiB, {firmware}, network {boot['network']}"
+    devices = f", {boot['devices']} devices" if boot.get("devices") else ""
+    how = f"{boot['cpus']} CPUs, {boot['memory_mib']} MiB, {firmware}{devices}, network {boot['network']}"
     if boot["state"] == "done":
         return f"started in {_seconds(boot['seconds'])}: {how}"
     return f"{boot['state']}: {_first_line(boot['error']) or 'it was not reached'} ({how})"

@@ -13,12 +13,14 @@ from agent.protocol.serials import volume_serial
 from recovery.actions import RepairJob
 from recovery.clock import SystemClock
 from recovery.control import CommandState
+from recovery.describe import describe
 from recovery.executor import Executor
 from recovery.plans import parse_plan
+from recovery.readiness import last_boots
 from recovery.report import run_to_json
 from recovery.runs import RunKind, RunState, StepState
 from recovery.scripts import Scripts
-from recovery.sites.contract import Instance, InstanceSpec, InstanceState, NetworkMode, Site
+from recovery.sites.contract import Devices, Instance, InstanceSpec, InstanceState, NetworkMode, Site
 from tests.patience import PATIENCE_SECONDS, eventually
 from tests.recovery.world import NOW, FakeClock, Repairs, World
 
@@ -397,6 +399,39 @@ def test_a_repair_works_on_the_instances_own_volumes_before_its_first_start(worl
     (job,) = jobs
     assert (job.server, job.volumes) == ("web01", (f"{job.instance_id}/0",))
     assert run.steps[0].result == {"changes": 2, "note": "2 files changed"}
+
+
+@pytest.mark.parametrize(
+    ("planned", "found", "expected"),
+    [
+        ("", {"devices": "ahci"}, Devices.AHCI),
+        ("", {"devices": "virtio"}, Devices.VIRTIO),
+        ("", {}, Devices.VIRTIO),
+        (", devices: ahci", {}, Devices.AHCI),
+        (", devices: virtio", {"devices": "ahci"}, Devices.VIRTIO),
+        (", devices: ahci, repair: false", {}, Devices.AHCI),
+    ],
+)
+def test_a_guest_gets_the_devices_of_its_plan_or_those_that_its_repair_found_it_to_need(
+    planned: str, found: dict[str, str], expected: Devices, world: World
+) -> None:
+    asked: list[Devices | None] = []
+
+    class Finds(Repairs):
+        def __call__(self, job: RepairJob) -> dict[str, Any]:
+            asked.append(job.devices)
+            return {"changes": 2, **found}
+
+    world.repairer = Finds(world.events)
+    world.start_service()
+    plan = parse_plan(f"{{plan: p, groups: [{{servers: [{{name: web01{planned}}}]}}]}}")
+    run = world.perform(world.plan(RunKind.DRILL, plan))
+    assert [spec.devices for spec in world.site.specs.values()] == [expected]
+    (launch,) = run.launches()
+    assert launch.result["devices"] == expected
+    assert ("AHCI disks and an e1000e card" in describe(launch)) is ("devices: ahci" in planned)
+    assert asked == ([] if "false" in planned else [expected if planned else None])
+    assert last_boots([run]) == {}, "no gate says anything"
 
 
 def test_a_service_that_stops_gives_a_repair_up_and_begins_it_again_later(world: World) -> None:

@@ -160,6 +160,16 @@ def test_a_server_of_which_nobody_knows_the_size_has_its_plan_say_it(
         assert "cpus and memory_mib in its plan" in finding.hint
 
 
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [("automatic", "it starts on AHCI disks and an e1000e card"), ("virtio", "it does not start")],
+)
+def test_what_becomes_of_a_windows_without_drivers_depends_on_what_its_plan_says(devices: str, expected: str) -> None:
+    plan = parse_plan(WEB.replace("memory_mib: 4096, ", f"devices: {devices}, "))
+    now = situation(plan, missing_drivers={"web01": ["viostor.sys"]}, proofs={})
+    assert [expected in finding.text for finding in preflight(now) if "runs Windows" in finding.text] == [True]
+
+
 def test_a_windows_needs_what_its_repair_is_made_with() -> None:
     windows = dataclasses.replace(situation().servers["web01"], windows=True)
     now = situation(servers={"web01": windows}, missing_packages=["python3-hivex", "ntfs-3g"])

@@ -8,12 +8,13 @@ undo_keys(files, keys)                                  what was not changed sin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from agent.protocol.errors import RecoveryError
 from recovery.repair.draft import Draft
 from recovery.repair.files import GuestFiles
 from recovery.repair.record import Finding, KeyChange
-from recovery.repair.target import Target
+from recovery.repair.target import Bus, Target
 from recovery.repair.windows import bcd, drivers, firmware, firstboot, identity
 from recovery.repair.windows.edit import apply
 from recovery.repair.windows.guest import (
@@ -29,6 +30,18 @@ from recovery.repair.windows.hive import Hive
 from recovery.repair.windows.hivedraft import HiveDraft
 from recovery.repair.windows.hivedraft import undo as draft_undo
 from recovery.repair.windows.supplied import NOTHING_SUPPLIED, Supplied
+
+
+def fitting(
+    files: GuestFiles, target: Target, supplied: Supplied, instead: Bus | None
+) -> tuple[Target, tuple[Finding, ...]]:
+    """The target; with the other bus where there is a driver for that and none for its own, here or there."""
+    has = any(supplied.disk_driver(driver.service) for driver in drivers.DRIVERS[target.bus])
+    if instead is None or has or _has_driver(files, target.bus) or not _has_driver(files, instead):
+        return target, ()
+    what = f"it has no driver for {target.bus} disks, and none is supplied: it starts on {instead}, which is slower"
+    finding = Finding("warn", what, "put virtio-win's files for its Windows into DATA/drivers", repaired=True)
+    return replace(target, bus=instead), (finding,)
 
 
 def draft_repair(
@@ -137,6 +150,10 @@ def _has(files: GuestFiles, name: str) -> bool:
     return find(files, f"/Windows/{name}") is not None
 
 
+def _has_driver(files: GuestFiles, bus: Bus) -> bool:
+    return any(_has(files, f"System32/drivers/{driver.service}.sys") for driver in drivers.DRIVERS[bus])
+
+
 def _spelt(files: GuestFiles, path: str) -> str:
     """A folder as the guest spells it: one that differs in case only would be another to our eyes, and make two of it
     to Windows'. Raises RecoveryError without it."""
@@ -148,10 +165,9 @@ def _spelt(files: GuestFiles, path: str) -> str:
 
 def _supply(draft: Draft, files: WindowsFiles, target: Target, supplied: Supplied) -> set[str]:
     """Draft the operator's driver for this bus, where the guest has none that would do; its path, in lower case."""
-    names = [driver.service for driver in drivers.DRIVERS[target.bus]]
-    if any(_has(files, f"System32/drivers/{name}.sys") for name in names):
+    if _has_driver(files, target.bus):
         return set()
-    for name in names:
+    for name in (driver.service for driver in drivers.DRIVERS[target.bus]):
         content = supplied.disk_driver(name)
         if content is not None:
             if not is_program(content):

@@ -9,12 +9,12 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from agent.protocol.errors import Conflict, NotFound, SiteError
-from recovery.sites.contract import Extent, Instance, InstanceSpec, InstanceState, NetworkMode, VolumeKey
+from recovery.sites.contract import Devices, Extent, Instance, InstanceSpec, InstanceState, NetworkMode, VolumeKey
 from recovery.sites.local import qcow2
 from recovery.sites.local.durable import check_name, make_folder, storage_errors, sync_folder, write_file
 from recovery.sites.local.qemu import (
@@ -59,6 +59,7 @@ class _Record:
         host_ports = {int(guest): host for guest, host in document.pop("host_ports").items()}
         document["ports"] = {int(guest): host for guest, host in document["ports"].items()}
         document["network"] = NetworkMode(document["network"])
+        document["devices"] = Devices(document.get("devices", Devices.VIRTIO))  # of one made by an older version
         document["points"] = [(VolumeKey(**key), point) for key, point in document["points"]]
         return _Record(InstanceSpec(**document), host_ports)
 
@@ -97,6 +98,9 @@ class Instances:
         with self._launching, storage_errors(f"launch instance {spec.instance_id}"):
             record = self._made(spec)
             machine = self._machine(spec.instance_id)
+            if not machine.was_started and record.spec.devices is not spec.devices:  # found out since it was made
+                record = _Record(replace(record.spec, devices=spec.devices), record.host_ports)
+                write_file(machine.folder / _SPEC, record.to_bytes())
             if machine.pid() is None:
                 self._start(record, machine)
         return self.watch(spec.instance_id)

@@ -19,7 +19,7 @@ from recovery.repair.repair import repair, undo
 from recovery.repair.target import Bus, Firmware, Target
 from recovery.repair.windows.supplied import DriverFolder
 from recovery.runs import Run, RunKind, Step
-from recovery.sites.contract import VolumeKey
+from recovery.sites.contract import Devices, VolumeKey
 from recovery.sites.local import LocalSite
 from tests.recovery.memory_control import MemoryControl
 from tests.recovery.repair import images
@@ -125,15 +125,16 @@ def test_undone_it_has_every_file_as_it_was_at_home(bios: Path, worker_parts: No
     assert anew.changes == record.changes
 
 
+@pytest.mark.parametrize("devices", [None, Devices.AHCI])
 def test_a_drill_repairs_its_own_copy_and_the_point_stays_as_it_is(
-    bios: Path, worker_parts: None, tmp_path: Path
+    devices: Devices | None, bios: Path, worker_parts: None, tmp_path: Path
 ) -> None:
     site = LocalSite(tmp_path / "site", accel="tcg")
     key = VolumeKey("web01", 0)
     args: dict[str, Any] = {
         "server": "web01", "server_id": "web01", "point": "p-1", "volumes": 1, "instance_id": "i-1",
         "machine_id": "5f1c0de0-0de5-4b1d-9e57-0a4de25beb02", "cpus": 2, "memory_mib": 768, "network": "isolated",
-        "ports": {str(images.PORT): 0}, "uefi": False,
+        "ports": {str(images.PORT): 0}, "uefi": False, "devices": devices,
     }  # fmt: skip
     gate = gate_to_json(HttpGate(port=images.PORT, contains=images.ANSWER, timeout_seconds=280))
     steps = [Step(name=name, action=name, args=args) for name in ("repair", "launch")]
@@ -160,6 +161,7 @@ def test_a_drill_repairs_its_own_copy_and_the_point_stays_as_it_is(
             )
             step.result = ACTIONS[step.action](context)
         assert "repaired, because" in steps[0].result["note"]
+        assert steps[1].result["devices"] == (devices or Devices.VIRTIO)
         assert blake3(point.read_bytes()).hexdigest() == before
     finally:
         site.end("i-1")
