@@ -103,6 +103,11 @@ class PlanBook:
             raise UsageError(f"{target} has no server {strangers[0]!r}", f"it has: {', '.join(sorted(names))}")
         if not 1 <= copies <= MAX_COPIES:
             raise UsageError(f"{copies} copies cannot be made", f"ask for 1 to {MAX_COPIES}")
+        if host_names and not estate.facts.repairs:
+            raise UsageError(
+                "this service has no boot repair, so copies keep the names of their servers",
+                "leave --host-name out, or see in the service's log why it has none",
+            )
         alive = names - set(dead) if kind.takes_over and EVERY_SERVER not in dead else set()
         order = Order(
             alive=frozenset(alive),
