@@ -1,5 +1,6 @@
 """What the inventory says of a server whose boot disk is an image file: that disk's firmware and system, as far as its
-partition table and first bytes tell. This machine's own answers would be about the wrong machine.
+partition table and first bytes tell. This machine's own answers would be about the wrong machine: what no image tells
+(name, processors, memory, addresses) is unknown.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _DOS_EFI = b"\xef"
 
 def describe_image(paths: Sequence[str]) -> dict[str, Any]:
     """For a boot disk (the first path) that is an image file: what replaces the inventory's `os`, `boot_mode`,
-    `boot_findings`, `boots_on` and `boot_files`. Empty for a device, and for none. Never raises."""
+    `boot_findings`, `boots_on`, `boot_files` and what nobody knows. Empty for a device, and for none. Never raises."""
     try:
         if not paths or not Path(paths[0]).is_file():
             return {}
@@ -38,6 +39,12 @@ def describe_image(paths: Sequence[str]) -> dict[str, Any]:
         "boot_findings": [],
         "boots_on": [],
         "boot_files": None,
+        "hostname": None,
+        "kernel": None,
+        "architecture": None,
+        "cpus": None,
+        "memory_mib": None,
+        "network": [],
     }
 
 

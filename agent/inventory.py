@@ -47,7 +47,8 @@ def collect(protected: Sequence[str] = ()) -> dict[str, Any]:
     partitions: [{name, size_bytes}], filesystems: [{device, mountpoint, fstype, read_only}]}],
     `boot_findings`: [{level: ok|warn|stop, what, way_out}], `boots_on`: [virtio, ...] as agent.readiness tells,
     `boot_files`: a hash that changes with what a boot reads. Of a server that boots from an image file, `os`,
-    `boot_mode` and what is about booting are that image's (see agent.images).
+    `boot_mode` and what is about booting are that image's, and what no image tells is null (see agent.images);
+    `machine_id` and `disks` are of the machine that the agent runs on.
     """
     mode = boot_mode()
     findings = boot_findings(_ROOT, mode)

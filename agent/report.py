@@ -9,10 +9,7 @@ _MARKS = {"ok": "ok  ", "warn": "WARN", "stop": "STOP"}
 
 def inventory_text(found: dict[str, Any]) -> str:
     """A few lines: the machine, its disks, and what would stop it from booting elsewhere."""
-    lines = [
-        f"{found.get('hostname')}: {found.get('os')}, kernel {found.get('kernel')}, {found.get('boot_mode')}, "
-        f"{found.get('cpus')} CPUs, {found.get('memory_mib')} MiB"
-    ]
+    lines = [_machine(found)]
     for disk in found.get("disks", []):
         size = f"{disk.get('size_bytes', 0) / (1 << 30):.2f} GiB"
         lines.append(f"  {disk.get('name')}  {size}  {disk.get('model') or ''}")
@@ -29,3 +26,12 @@ def inventory_text(found: dict[str, Any]) -> str:
             f"  {_MARKS.get(finding.get('level'), '?')}  {finding.get('what')}" + (f" ({way_out})" if way_out else "")
         )
     return "\n".join(lines)
+
+
+def _machine(found: dict[str, Any]) -> str:
+    if found.get("hostname") is None:
+        return f"{found.get('os')}, {found.get('boot_mode')}; its name, processors, memory and addresses are not known"
+    return (
+        f"{found['hostname']}: {found.get('os')}, kernel {found.get('kernel')}, {found.get('boot_mode')}, "
+        f"{found.get('cpus')} CPUs, {found.get('memory_mib')} MiB"
+    )

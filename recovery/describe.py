@@ -8,7 +8,7 @@ from typing import Any
 
 from recovery.gates import gate_from_json
 from recovery.runs import Step
-from recovery.sites.contract import NetworkMode
+from recovery.sites.contract import Devices, NetworkMode
 
 
 def describe(step: Step) -> str:
@@ -31,9 +31,11 @@ def _describe_launch(args: Mapping[str, Any]) -> str:
         network += f" at {args['address']}"
     ports = [f"{guest} at {site or 'any port'}" for guest, site in args["ports"].items()]
     reach = f", its port {', '.join(ports)}" if ports else ""
+    size = f"{args['cpus']} CPU{'' if args['cpus'] == 1 else 's'} and {args['memory_mib']} MiB"
+    size += ", AHCI disks and an e1000e card" if args.get("devices") == Devices.AHCI else ""
     return (
         f"boot point {args['point']} of {args['taken_at']} ({volumes}) as {args['instance_id']}"
-        f" with {args['cpus']} CPU{'' if args['cpus'] == 1 else 's'} and {args['memory_mib']} MiB on {network}{reach}"
+        f" with {size} on {network}{reach}"
     )
 
 
@@ -59,7 +61,7 @@ _DESCRIPTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"no boot repair: {args['skip']}"
         if args.get("skip")
         else f"make {args['instance_id']}'s own copy of the point boot here, if it would not as it is"
-        + (", and a machine of its own" if args.get("renew") else "")
+        + (f", and a machine of its own, called {args['host_name']}" if args.get("host_name") else "")
     ),
     "launch": _describe_launch,
     "gate": _describe_gate,

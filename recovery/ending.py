@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.protocol.errors import Conflict, RecoveryError
+from agent.protocol.errors import Conflict, RecoveryError, UnderstudyError
 from recovery.actions import Repairer, giving_way, launch_spec, poll, repair_job
 from recovery.checks import home_servers
 from recovery.clock import Clock
@@ -66,6 +66,28 @@ def _refuse_failback_end(run: Run, control: Control, *, force: bool) -> None:
             f"{name} has booted at home: calling {run.id} off loses what it did there since",
             f"finish it: understudy retry {run.id}; or lose that: understudy end {run.id} --force",
         )
+
+
+def not_called_off(run: Run) -> str | None:
+    """Why this failback could not be called off, as it was to be; else None. A step says so that never began."""
+    if run.kind is not RunKind.FAILBACK or run.state is not RunState.FAILED:
+        return None
+    settle = _step(run, "settle")
+    return settle.error if settle.state is StepState.FAILED and settle.started_at is None else None
+
+
+def mark_not_called_off(run: Run, error: UnderstudyError) -> int:
+    """Have the run say so; the position of the step that does."""
+    settle = _step(run, "settle")
+    settle.state, settle.error, settle.waits_for = StepState.FAILED, str(error), None
+    return run.steps.index(settle)
+
+
+def mark_to_be_called_off(run: Run) -> int:
+    """The same taken back: it is about to be tried again."""
+    settle = _step(run, "settle")
+    settle.state, settle.error = StepState.PENDING, None
+    return run.steps.index(settle)
 
 
 def refuse_rollback(run: Run, now: float) -> None:

@@ -17,7 +17,15 @@ from recovery.checks import booted_servers, home_servers, refuse_conflict
 from recovery.clock import Clock, SystemClock
 from recovery.control import Control
 from recovery.drills.witness import Witness
-from recovery.ending import Undo, refuse_commit, refuse_end, refuse_rollback
+from recovery.ending import (
+    Undo,
+    mark_not_called_off,
+    mark_to_be_called_off,
+    not_called_off,
+    refuse_commit,
+    refuse_end,
+    refuse_rollback,
+)
 from recovery.performing import Performer
 from recovery.plans import Caps
 from recovery.prices import RunPrice, over_caps, refuse_over_cap, running_prices
@@ -25,22 +33,25 @@ from recovery.retrying import told_of_retry, tried_again
 from recovery.runs import Run, RunKind, RunState, RunStore, StepState
 from recovery.scripts import Scripts
 from recovery.sites.contract import Site
+from recovery.verdict import concluded, failures
+
+CALL_OFF_SECONDS = 300.0
+"""For so long a failback is tried to be called off; then somebody has to decide."""
 
 AGAIN_SECONDS = 5.0
 """Until what must not be given up (a store that does not answer, a removal) is tried again."""
-
-MOST_TOLD = 10
-"""Failed steps of a run that the audit trail names."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
 class _Active:
-    """A run that has a thread. `interrupt` makes a waiting step give way."""
+    """A run that has a thread. `interrupt` makes a waiting step give way. `failing_since`: it cannot be ended, by the
+    clock's monotonic time."""
 
     thread: threading.Thread
     interrupt: threading.Event = field(default_factory=threading.Event)
+    failing_since: float | None = None
 
 
 class Executor:
@@ -98,11 +109,19 @@ class Executor:
 
     def retry(self, run_id: str, *, go_on: bool = False, dead: Collection[str] = ()) -> None:
         """Go on with a failed run at the step that failed; `go_on`: behind it. `dead`: servers whose sources could not
-        be stopped, and somebody says that they are dead. Raises NotFound, Conflict, UsageError."""
+        be stopped, and somebody says that they are dead. A failback that could not be called off is called off again;
+        `go_on`: it ends with everything as it is. Raises NotFound, Conflict, UsageError."""
         with self._lock:
             run = self._store.get(run_id)
             if run.state is not RunState.FAILED:
                 raise Conflict(f"{run_id} is {run.state}", "only a failed run can be tried again")
+            if (reason := not_called_off(run)) is not None:
+                if go_on:
+                    self._store.save_state(run_id, RunState.ENDED, self._clock.now())
+                    self._audit(run, f"ended with everything as it is, since it could not be called off: {reason}")
+                else:
+                    self._begin_end(run, force=False)
+                return
             again = tried_again(run, self._clock.now(), go_on=go_on, dead=dead)
             self._store.save_steps(run_id, again)
             self._store.save_state(run_id, RunState.RUNNING, None)
@@ -118,17 +137,23 @@ class Executor:
             run = self._store.get(run_id)
             if run.state is RunState.ENDED:
                 return
-            active = self._active.get(run_id)
-            begins = run.state is not RunState.ENDING
-            if begins:
-                refuse_end(run, self._store.failbacks(run.id), self._control, force=force)
-                self._store.save_state(run_id, RunState.ENDING, run.ended_at)
-                if active is not None:
-                    active.interrupt.set()
-            if active is None:
+            if run.state is not RunState.ENDING:
+                self._begin_end(run, force=force)
+            elif run_id not in self._active:
                 self._spawn(run_id)
-            if begins:
-                self._audit(run, "is being ended")
+
+    def _begin_end(self, run: Run, *, force: bool) -> None:
+        again = mark_to_be_called_off(run) if not_called_off(run) is not None else None
+        refuse_end(run, self._store.failbacks(run.id), self._control, force=force)
+        self._store.save_state(run.id, RunState.ENDING, run.ended_at)
+        if again is not None:  # last: without it nobody would know any more what a failed run was in the middle of
+            self._store.save_step(run.id, again, run.steps[again])
+        active = self._active.get(run.id)
+        if active is None:
+            self._spawn(run.id)
+        else:
+            active.interrupt.set()
+        self._audit(run, "is being ended")
 
     def commit(self, run_id: str) -> None:
         """From now on this failover cannot be rolled back; or, of a failback that holds: it may cut over. Done already:
@@ -209,7 +234,7 @@ class Executor:
 
     def _perform(self, run: Run, interrupt: threading.Event) -> None:
         self._performer.perform(run, interrupt)
-        if any(step.state is not StepState.DONE for step in run.steps):
+        if failures(run):
             self._conclude(run, RunState.FAILED)
             return
         if run.kind is RunKind.FAILBACK:
@@ -220,7 +245,7 @@ class Executor:
         with self._lock:
             if self._store.get(run.id).state is RunState.RUNNING:  # and not being ended meanwhile
                 self._store.save_state(run.id, state, self._clock.now())
-                self._audit(run, _concluded(run, state))
+                self._audit(run, concluded(run, state))
 
     def _close_failover(self, failback: Run) -> None:
         """A failover whose servers are all home has nothing left: it has ended."""
@@ -249,8 +274,10 @@ class Executor:
             )
             undo(run, self._store.failbacks(run.id))
         except UnderstudyError as error:
-            # It must not be given up: what is left behind costs money and gets in the way.
             log.warning("run %s: cannot be ended yet: %s", run.id, error)
+            if self._is_given_up(run, error):
+                self._leave_as_it_is(run, error)
+                return
             run.steps[last].waits_for = f"the removal of what the run made, tried again and again: {error}"
             self._store.save_step(run.id, last, run.steps[last])
             self._clock.wait(interrupt, AGAIN_SECONDS)
@@ -264,13 +291,25 @@ class Executor:
             self._store.save_state(run.id, RunState.ENDED, self._clock.now())
             self._audit(run, RunState.ENDED)
 
+    def _is_given_up(self, run: Run, error: UnderstudyError) -> bool:
+        """A removal never is: what is left behind costs money and gets in the way. A failback is, once its server is
+        somebody else's, or nothing has helped for long: going back to the instance is no removal, and people wait."""
+        if run.kind is not RunKind.FAILBACK or any(
+            step.action == "settle" and step.state is StepState.DONE for step in run.steps
+        ):
+            return False
+        active, now = self._active[run.id], self._clock.monotonic()
+        if active.failing_since is None:
+            active.failing_since = now
+        return isinstance(error, Conflict) or now - active.failing_since >= CALL_OFF_SECONDS
+
+    def _leave_as_it_is(self, run: Run, error: UnderstudyError) -> None:
+        with self._lock:
+            self._active[run.id].failing_since = None
+            position = mark_not_called_off(run, error)
+            self._store.save_step(run.id, position, run.steps[position])
+            self._store.save_state(run.id, RunState.FAILED, self._clock.now())
+            self._audit(run, f"could not be called off: {error}")
+
     def _audit(self, run: Run, what: str) -> None:
         self._control.audit(run.tenant, f"run.{run.kind}", f"{run.id} of {run.plan}: {what}")
-
-
-def _concluded(run: Run, state: RunState) -> str:
-    """What stays in the audit trail, whatever a retry makes of the steps."""
-    failed = [step for step in run.steps if step.state is StepState.FAILED]
-    told = [f"'{step.name}': {next(iter((step.error or '').splitlines()), '')}" for step in failed[:MOST_TOLD]]
-    more = [f"and {len(failed) - MOST_TOLD} more"] if len(failed) > MOST_TOLD else []
-    return "; ".join([str(state), *told, *more])

@@ -15,6 +15,7 @@ from agent.protocol.messages import Point
 from recovery.checks import SiteFacts, refuse_without_space
 from recovery.control import Server
 from recovery.gates import asks_agent, gate_to_json
+from recovery.naming import DEFAULT_PATTERN, copy_name
 from recovery.plans import FailureRule, Group, Plan, PlanServer, Script
 from recovery.plans.model import AUTOMATIC, depends_on, in_order
 from recovery.points import choose_points
@@ -68,10 +69,12 @@ class SeededIds:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """What goes into a run beside its plan. `alive`: servers whose sources nobody declared dead, so their own agents
-    have to stop them first. `copies` of each server, for a clone. `last_boots` by server: see recovery.readiness."""
+    have to stop them first. `copies` of each server, for a clone, and what these call themselves (recovery.naming).
+    `last_boots` by server: see recovery.readiness."""
 
     alive: frozenset[str] = frozenset()
     copies: int = 1
+    host_names: str = DEFAULT_PATTERN
     last_boots: Mapping[str, Booted] = field(default_factory=dict)
 
 
@@ -134,6 +137,7 @@ class _Planner:
         self._mode = RunKind.FAILOVER if kind.takes_over else RunKind.DRILL
         self._addresses = addresses(plan, self._mode, servers)
         self._titles: dict[str, str] = {}
+        self._host_names: set[str] = set()
         self._steps: list[Step] = []
 
     def steps(self) -> list[Step]:
@@ -161,7 +165,7 @@ class _Planner:
         # Before anything boots: what a source that is still alive pushes from here on is refused.
         before = [self._fence(wanted, launch, after) for wanted, launch in pairs]
         for at, (wanted, launch) in enumerate(pairs):
-            before[at] = self._repair(wanted, launch, before[at])
+            before[at] = self._repair(wanted, launch, at % self._order.copies + 1, before[at])
         ends = [
             [self._add(launch, earlier, self._rule(wanted))]
             for (wanted, launch), earlier in zip(pairs, before, strict=True)
@@ -189,6 +193,7 @@ class _Planner:
             **self._settings(wanted, size),
             "uefi": server.uefi,
             "boot_digest": server.boot_digest,
+            "devices": None if wanted.devices == AUTOMATIC else wanted.devices,
         }
         title = server.name if self._order.copies == 1 else f"{server.name} (copy {copy})"
         self._titles[args["instance_id"]] = title
@@ -225,19 +230,30 @@ class _Planner:
             name = f"retire the source of {launch.args['server']}"
             self._add(Step(name=name, action="retire_source", args=who(launch)), after, FailureRule())
 
-    def _repair(self, wanted: PlanServer, launch: Step, after: list[int]) -> list[int]:
+    def _repair(self, wanted: PlanServer, launch: Step, copy: int, after: list[int]) -> list[int]:
         if not (self._repairs and wanted.repair):
             return after
         point = "" if wanted.name in self._order.alive else launch.args["point"]  # there will be a newer one
-        ready = why_ready(self._servers[wanted.name], point, self._bus, self._order.last_boots.get(wanted.name))
+        bus = launch.args["devices"] or self._bus
+        ready = why_ready(self._servers[wanted.name], point, bus, self._order.last_boots.get(wanted.name))
         args = dict(launch.args)
         if self._kind is RunKind.CLONE:  # also where it is ready to boot
-            args |= {"renew": True, "record": launch.args["instance_id"]}
+            args |= {"host_name": self._host_name(wanted, copy), "record": launch.args["instance_id"]}
         elif ready:
             args["skip"] = ready
         step = Step(name=f"repair {self._titles[args['instance_id']]}", action="repair", args=args)
         # a server that could not be repaired may boot all the same
         return [self._add(step, after, FailureRule(self._rule(wanted).retries, goes_on=True))]
+
+    def _host_name(self, wanted: PlanServer, copy: int) -> str:
+        server = self._servers[wanted.name]
+        name = copy_name(self._order.host_names, server.name, copy, windows=server.windows)
+        if name.lower() in self._host_names:
+            raise UsageError(
+                f"two copies would be called {name}", "put {server} and {copy} into --host-name, or leave it out"
+            )
+        self._host_names.add(name.lower())
+        return name
 
     def _gates(self, wanted: PlanServer, launch: Step, after: list[int]) -> list[int]:
         for gate in wanted.gates:

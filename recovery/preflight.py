@@ -15,8 +15,10 @@ from recovery.checks import NEEDED_BYTES_PER_INSTANCE, SiteFacts
 from recovery.control import Server
 from recovery.gates import asks_agent
 from recovery.plans import Plan
+from recovery.plans.model import AUTOMATIC
 from recovery.prices import RunPrice
 from recovery.runs import Run, RunKind
+from recovery.sites.contract import Devices
 
 ADVISED_BYTES_PER_INSTANCE = 1 << 30
 STALE_SECONDS = 86_400.0
@@ -169,11 +171,13 @@ def _windows(now: Situation) -> Iterator[Finding]:
         text = f"{windows[0]} runs Windows, and boot repair here lacks {packages}"
         hint = f"on the service's machine: apt-get install {packages}"
         yield Finding(level=Level.AMBER, reason=Reason.BOOT, server=windows[0], text=text, hint=hint)
+    forced = {wanted.name for wanted in now.plan.servers if wanted.devices == Devices.VIRTIO}
     for name, missing in now.missing_drivers.items():
         proof = now.proofs.get(name)
         if missing and not (proof and proof.held):
             files = " and no ".join(missing)
-            text = f"{name} runs Windows, and needs virtio drivers of its own: there is no {files} here"
+            other = "does not start" if name in forced else "starts on AHCI disks and an e1000e card, which is slower"
+            text = f"{name} runs Windows, and there is no {files} here: without virtio drivers of its own, it {other}"
             hint = f"put virtio-win's files for its Windows into DATA/drivers, or into DATA/drivers/{name}"
             yield Finding(level=Level.AMBER, reason=Reason.BOOT, server=name, text=text, hint=hint)
 
@@ -204,6 +208,25 @@ def _memory(now: Situation) -> Iterator[Finding]:
             text = f"{server.name} gets {launch.args['memory_mib']} MiB here, and has {server.memory_mib} at home"
             hint = "end what is not needed here, or say memory_mib in the plan"
             yield Finding(level=Level.AMBER, reason=Reason.MEMORY, server=server.name, text=text, hint=hint)
+
+
+def _sizes(now: Situation) -> Iterator[Finding]:
+    """Somebody knows how large each server has to be."""
+    gets = {launch.args["server"]: launch.args for launch in now.run.launches()}
+    for wanted in now.plan.servers:
+        server = now.servers[wanted.name]
+        known = {
+            "how many processors": wanted.cpus or server.cpus,
+            "how much memory": wanted.memory_mib or server.memory_mib,
+        }
+        unknown = " and ".join(words for words, count in known.items() if not count)
+        if unknown and wanted.size == AUTOMATIC:
+            size = f"{gets[wanted.name]['cpus']} CPUs and {gets[wanted.name]['memory_mib']} MiB"
+            text = (
+                f"nobody knows {unknown} {wanted.name} has at home (an image file tells nothing of it): it gets {size}"
+            )
+            hint = "say cpus and memory_mib in its plan, or a size"
+            yield Finding(level=Level.AMBER, reason=Reason.MEMORY, server=wanted.name, text=text, hint=hint)
 
 
 def _site(now: Situation) -> Iterator[Finding]:
@@ -256,6 +279,7 @@ _CHECKS: tuple[Callable[[Situation], Iterator[Finding]], ...] = (
     _windows,
     _space,
     _memory,
+    _sizes,
     _site,
     _addresses,
     _gates,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from recovery.ending import ROLLBACK_SECONDS
+from recovery.ending import ROLLBACK_SECONDS, not_called_off
 from recovery.prices import used
 from recovery.runs import Run, RunKind, RunState, Step, StepState
 from recovery.sites.contract import Instance, InstanceState
+from recovery.verdict import failures, warnings
 
 
 def run_to_json(run: Run, instances: Mapping[str, Instance], now: float) -> dict[str, Any]:
@@ -31,6 +32,8 @@ def run_to_json(run: Run, instances: Mapping[str, Instance], now: float) -> dict
         "expires_at": run.expires_at,
         "scheduled": run.scheduled,
         "received_bytes": received_bytes(run),
+        "warnings": [f"{step.name}: {next(iter((step.error or '').splitlines()), '')}" for step in warnings(run)],
+        "not_called_off": not_called_off(run),
         "instances": [_instance_to_json(step, instances) for step in run.launches()],
     }
 
@@ -41,7 +44,7 @@ def rto_seconds(run: Run) -> float | None:
     if run.kind is RunKind.FAILBACK:
         return _outage_seconds(run)
     ends = [step.ended_at for step in run.steps if step.action in ("launch", "gate")]
-    if any(step.state is not StepState.DONE for step in run.steps if not step.closing):
+    if any(not step.closing for step in failures(run)):
         return None
     return round(max(end for end in ends if end is not None) - run.created_at, 3)
 

@@ -26,7 +26,8 @@ class RunKind(enum.StrEnum):
 class RunState(enum.StrEnum):
     RUNNING = "running"
     SUCCEEDED = "succeeded"
-    """Every step is done, every gate held. What it launched still runs, until the run is ended."""
+    """Every gate held, and all else is done (but for what is only worth a warning: recovery.verdict). What it launched
+    still runs, until the run is ended."""
     FAILED = "failed"
     """A step failed. What it launched is kept for a look, until the run is ended."""
     ENDING = "ending"

@@ -10,7 +10,7 @@ from typing import Protocol
 from agent.protocol.errors import Conflict
 from agent.protocol.messages import Point
 from recovery.control import CommandState, Server
-from service.identity.gatekeeper import server_of
+from service.identity.as_server import server_of
 from service.identity.ownership import (
     given_back,
     handed_home,

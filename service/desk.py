@@ -9,13 +9,14 @@ from typing import Any
 from agent.protocol.errors import Conflict, NotFound, UsageError
 from recovery.checks import booted_servers, home_servers
 from recovery.describe import describe
+from recovery.ending import not_called_off
 from recovery.executor import Executor
 from recovery.homeward import plan_failback, refuse_failback
 from recovery.planner import SeededIds, new_seed
 from recovery.report import run_to_json
 from recovery.runs import Run, RunState
 from recovery.sites.contract import Site
-from service.identity.gatekeeper import server_of
+from service.identity.as_server import server_of
 from service.planning import PlanBook, Planned
 from service.store.runs import RunRows
 from service.store.servers import ServerStore
@@ -85,6 +86,10 @@ class RunDesk:
             if run.state in (RunState.RUNNING, RunState.FAILED) and server_name in (None, *booted_servers(run).values())
         ]
         if begun:
+            if not_called_off(begun[0]) is not None:
+                raise Conflict(
+                    f"{begun[0].id} was to be called off, and could not be", f"see: understudy runs {begun[0].id}"
+                )
             if begun[0].state is RunState.FAILED:
                 self._executor.retry(begun[0].id)
             return self._runs.get(begun[0].id)

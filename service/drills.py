@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from agent.protocol.errors import UnderstudyError
-from recovery.drills.filesystems import FilesystemChecks
 from recovery.drills.reaper import DEFAULT_TTL_SECONDS, Reaper
 from recovery.drills.rotation import DrillSchedule, Target, next_targets
 from recovery.preflight import Proof
-from recovery.repair import worker
-from recovery.repair.job import BootRepair
 from recovery.runs import Run, RunKind
-from recovery.sites.contract import Site
-from recovery.sites.local import accel
 from service.desk import RunDesk
 from service.estate import Estate
 from service.evidence.facts import iso
-from service.evidence.keeper import EvidenceKeeper
 from service.leftovers import Leftovers
 from service.planning import PlanBook
 from service.store.audit import AuditStore
 from service.store.drills import DrillStore
-from service.store.plans import PlanStore
 from service.store.runs import RunRows
 
 SWEEP_SECONDS = 5.0
@@ -41,24 +30,6 @@ REFUSED_SECONDS = 3600.0
 """Until a target whose drill could not begin is tried again."""
 
 log = logging.getLogger(__name__)
-
-
-def evidence_keeper(
-    data: Path, key: Ed25519PrivateKey, site: Site, plans: PlanStore, repairer: BootRepair | None
-) -> EvidenceKeeper:
-    """What keeps the proof of drills in the data folder; scratch of checks that were cut off is removed."""
-    unchecked = worker.unavailable()
-    checks = FilesystemChecks(data / "drills" / ".scratch", functools.partial(accel.choose, data / "site", None))
-    checks.clear()
-    return EvidenceKeeper(
-        data / "drills",
-        key,
-        site,
-        repair_of=lambda run_id, server_id: repairer.record(run_id, server_id) if repairer else None,
-        plan_text=plans.find,
-        checks=None if unchecked else checks,
-        unchecked=unchecked,
-    )
 
 
 class DrillRounds:

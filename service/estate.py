@@ -17,7 +17,7 @@ from recovery.readiness import Booted, last_boots
 from recovery.repair.job import BootRepair
 from recovery.runs import Run
 from recovery.sites.contract import Site
-from service.identity.gatekeeper import server_of
+from service.identity.as_server import server_of
 from service.store.plans import PlanStore
 from service.store.points import PointStore
 from service.store.proofs import ProofStore

@@ -13,6 +13,7 @@ from agent.protocol.messages import Point
 from recovery.actions import launch_spec
 from recovery.checks import refuse_conflict
 from recovery.control import Server
+from recovery.naming import DEFAULT_PATTERN
 from recovery.planner import Order, SeededIds, new_seed, plan_failover
 from recovery.plans import Caps, Plan, parse_plan, without
 from recovery.points import LATEST
@@ -20,6 +21,7 @@ from recovery.preflight import Finding, Level, Reason, Situation, preflight, wor
 from recovery.prices import RunPrice, add_up, over_caps, running_prices
 from recovery.runs import Run, RunKind
 from recovery.scripts import Scripts
+from recovery.sites.contract import Devices
 from service.estate import Estate, Sources
 from service.store.rows import PlanCheck
 
@@ -82,6 +84,7 @@ class PlanBook:
         *,
         dead: Collection[str] = (),
         copies: int = 1,
+        host_names: str | None = None,
         left_out: Collection[str] = (),
         seed: str | None = None,
     ) -> Planned:
@@ -89,6 +92,7 @@ class PlanBook:
         RecoveryError.
 
         `dead`: servers whose sources somebody declared dead, `*` for all; all others are stopped by their agents.
+        `host_names`: what copies are called, as recovery.naming has it; none: as it has it without.
         `left_out`: servers of the plan that this run does without. `seed`: of a run that was planned before; none: a
         new one."""
         estate = self.estate(tenant)
@@ -99,8 +103,18 @@ class PlanBook:
             raise UsageError(f"{target} has no server {strangers[0]!r}", f"it has: {', '.join(sorted(names))}")
         if not 1 <= copies <= MAX_COPIES:
             raise UsageError(f"{copies} copies cannot be made", f"ask for 1 to {MAX_COPIES}")
+        if host_names and not estate.facts.repairs:
+            raise UsageError(
+                "this service has no boot repair, so copies keep the names of their servers",
+                "leave --host-name out, or see in the service's log why it has none",
+            )
         alive = names - set(dead) if kind.takes_over and EVERY_SERVER not in dead else set()
-        order = Order(alive=frozenset(alive), copies=copies, last_boots=estate.last_boots(names))
+        order = Order(
+            alive=frozenset(alive),
+            copies=copies,
+            host_names=host_names or DEFAULT_PATTERN,
+            last_boots=estate.last_boots(names),
+        )
         return self._planned(estate, plan, kind, choice, order, seed)
 
     def findings(self, planned: Planned) -> list[Finding]:
@@ -127,7 +141,9 @@ class PlanBook:
                 missing_scripts=self._missing_scripts(planned.plan),
                 missing_packages=estate.missing_packages,
                 missing_drivers={
-                    wanted.name: estate.missing_drivers(wanted.name) for wanted in planned.plan.servers if wanted.repair
+                    wanted.name: estate.missing_drivers(wanted.name)
+                    for wanted in planned.plan.servers
+                    if wanted.repair and wanted.devices != Devices.AHCI
                 },
                 taken=_taken(estate.live),
                 in_the_way=_in_the_way(run, estate.live),

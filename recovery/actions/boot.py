@@ -9,9 +9,9 @@ from typing import Any
 from agent.protocol.errors import GateFailed, RecoveryError
 from agent.protocol.serials import volume_serial
 from recovery.actions.context import Interrupted, RepairJob, StepContext, giving_way
-from recovery.actions.source import with_last_point
+from recovery.actions.source import found_out
 from recovery.gates import GateResult, check_gate, console_end, gate_from_json
-from recovery.sites.contract import Instance, InstanceSpec, InstanceState, NetworkMode, Site, VolumeKey
+from recovery.sites.contract import Devices, Instance, InstanceSpec, InstanceState, NetworkMode, Site, VolumeKey
 
 LAUNCH_SECONDS = 600.0
 HEARTBEAT_SECONDS = 90.0
@@ -30,7 +30,7 @@ def repair(context: StepContext) -> dict[str, Any]:
         return {"note": "this service has no boot repair"}
     # What a repair that was cut off has left is nothing to start from.
     context.site.end(context.instance_id)
-    context.site.make_instance(launch_spec(context.run.id, with_last_point(context.run, context.args)))
+    context.site.make_instance(launch_spec(context.run.id, found_out(context.run, context.args)))
     context.say(f"what would keep {context.server} from booting here is looked for, and repaired")
     job = repair_job(context.site, context.run.id, context.args, context.interrupt)
     with giving_way(context.interrupt):
@@ -47,15 +47,16 @@ def repair_job(site: Site, run_id: str, args: Mapping[str, Any], interrupt: thre
         instance_id=instance_id,
         volumes=tuple(site.instance_volume_location(instance_id, index) for index in range(args["volumes"])),
         uefi=args["uefi"],
+        devices=Devices(args["devices"]) if args.get("devices") else None,
         record=args.get("record"),
-        renew=args.get("renew", False),
+        host_name=args.get("host_name"),
         sources=tuple(args.get("sources", ())),
         stopped=interrupt.is_set,
     )
 
 
 def launch(context: StepContext) -> dict[str, Any]:
-    args = with_last_point(context.run, context.args)
+    args = found_out(context.run, context.args)
     context.site.launch(launch_spec(context.run.id, args))
 
     def up() -> Instance | None:
@@ -75,6 +76,7 @@ def launch(context: StepContext) -> dict[str, Any]:
     return {
         "instance": instance.instance_id,
         "point": args["point"],
+        "devices": args["devices"],
         "addresses": {str(port): list(address) for port, address in instance.addresses.items()},
     }
 
@@ -94,6 +96,7 @@ def launch_spec(run_id: str, args: Mapping[str, Any]) -> InstanceSpec:
         network=NetworkMode(args["network"]),
         ports={int(guest): site for guest, site in args["ports"].items()},
         uefi=args["uefi"],
+        devices=Devices(args.get("devices") or Devices.VIRTIO),
         size=args.get("size"),
         network_name=args.get("network_name"),
         address=args.get("address"),
@@ -106,7 +109,7 @@ def gate(context: StepContext) -> dict[str, Any]:
     agent = _Agent(context)
     if context.attempt and context.site.watch(context.instance_id).state is InstanceState.STOPPED:
         its_launch = next(step for step in context.run.launches() if step.args["instance_id"] == context.instance_id)
-        context.site.launch(launch_spec(context.run.id, with_last_point(context.run, its_launch.args)))
+        context.site.launch(launch_spec(context.run.id, found_out(context.run, its_launch.args)))
     waits_for = f"{wanted}, for up to {wanted.timeout_seconds:g} s"
     context.say(waits_for)
     seen, said_at = "", context.clock.monotonic()
@@ -183,7 +186,7 @@ def script(context: StepContext) -> dict[str, Any]:
         "UNDERSTUDY_STEP": str(context.position + 1),
         "UNDERSTUDY_ATTEMPT": str(context.attempt + 1),
     }
-    facts = {"servers": [_facts(context, with_last_point(context.run, step.args)) for step in context.run.launches()]}
+    facts = {"servers": [_facts(context, found_out(context.run, step.args)) for step in context.run.launches()]}
     output = context.scripts.run(
         args["argv"], environment, facts, args["timeout_seconds"], context.clock, context.interrupt
     )

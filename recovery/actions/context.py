@@ -14,7 +14,7 @@ from recovery.control import Control
 from recovery.drills.witness import Witness
 from recovery.runs import Run, Step
 from recovery.scripts import Scripts
-from recovery.sites.contract import Site
+from recovery.sites.contract import Devices, Site
 
 POLL_SECONDS = 0.3
 
@@ -41,8 +41,9 @@ class RepairJob:
     """An instance that is not running. `volumes` are its own copies, in boot order, as Site.instance_volume_location
     names them; `sources` what they were called at home ("/dev/sda"), where that is known.
 
-    `record` names what is kept of it within the run (None: the server's id). `renew`: it is a copy, and becomes a
-    machine of its own.
+    `devices` that it is to start with; None: what needs the least, as the result says.
+    `record` names what is kept of it within the run (None: the server's id). `host_name`: it is a copy, and becomes a
+    machine of its own that calls itself so.
     `stopped` is asked while something is awaited: the work is to be given up, with an error, when it says yes."""
 
     run_id: str
@@ -51,8 +52,9 @@ class RepairJob:
     instance_id: str
     volumes: tuple[str, ...]
     uefi: bool
+    devices: Devices | None = None
     record: str | None = None
-    renew: bool = False
+    host_name: str | None = None
     sources: tuple[str, ...] = ()
     stopped: Callable[[], bool] = lambda: False
 

@@ -8,6 +8,7 @@ from typing import Any
 from agent.protocol.errors import RecoveryError
 from recovery.actions.context import StepContext
 from recovery.control import CommandState
+from recovery.readiness import devices_of
 from recovery.runs import Run, StepState
 
 SILENT_SECONDS = 90.0
@@ -53,13 +54,15 @@ def retire_source(context: StepContext) -> dict[str, Any]:
     return {}
 
 
-def with_last_point(run: Run, args: Mapping[str, Any]) -> dict[str, Any]:
-    """A launch step's args, with the point that the source made last in the place of the planned one."""
+def found_out(run: Run, args: Mapping[str, Any]) -> dict[str, Any]:
+    """A launch step's args, with the point that the source made last in the place of the planned one, and the devices
+    that boot repair found it to need."""
+    args = {**args, "devices": devices_of(run, args)}
     for step in run.steps:
         made = step.action == "last_point" and step.state is StepState.DONE and "point" in step.result
         if made and step.args["server_id"] == args["server_id"]:
             return {**args, **{name: step.result[name] for name in ("point", "taken_at")}}
-    return dict(args)
+    return args
 
 
 def _answer(context: StepContext, what: str, limit_seconds: float, ask: Callable[[str], None]) -> CommandState:

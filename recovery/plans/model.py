@@ -64,6 +64,7 @@ class PlanServer:
 
     `cpus` and `memory_mib` None: as `size` says, a name that the site knows or `automatic` (as at home, as far as the
     site has it). `addresses` by mode (drill, failover): `dhcp`, `same` (as at home) or like 10.0.0.7/24.
+    `devices`: recovery.sites.contract.Devices, or `automatic`: virtio, but for a Windows that has no drivers for these.
     `ports`: guest TCP port -> port at the site, 0 for any; a gate's port that is not named here counts as 0."""
 
     name: str
@@ -74,6 +75,7 @@ class PlanServer:
     addresses: Mapping[str, str] = field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
     repair: bool = True
+    devices: str = AUTOMATIC
     on_failure: FailureRule | None = None
 
     @property

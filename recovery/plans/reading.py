@@ -25,6 +25,7 @@ from recovery.plans.model import (
     in_order,
 )
 from recovery.points import LATEST, NEWEST_KINDS
+from recovery.sites.contract import Devices
 
 _PLAN_NAME = re.compile(r"\w[\w.-]{0,99}")
 _OTHER_NAME = "give each group a name of its own, or none"
@@ -129,7 +130,7 @@ def _read_group(document: Field, taken: _Taken) -> Group:
 def _read_server(document: Field, taken: _Taken) -> PlanServer:
     fields = document.mapping(
         required=("name",),
-        optional=("size", "cpus", "memory_mib", "address", "ports", "gates", "repair", "on_failure"),
+        optional=("size", "cpus", "memory_mib", "address", "ports", "gates", "repair", "devices", "on_failure"),
     )
     name = fields["name"].text()
     if name in taken.servers:
@@ -146,8 +147,16 @@ def _read_server(document: Field, taken: _Taken) -> PlanServer:
         addresses=_read_addresses(fields["address"], name, taken) if "address" in fields else {},
         gates=tuple(read_gate(entry) for entry in fields["gates"].items(empty=True)) if "gates" in fields else (),
         repair=fields["repair"].yes() if "repair" in fields else True,
+        devices=_read_devices(fields["devices"]) if "devices" in fields else AUTOMATIC,
         on_failure=_read_rule(fields),
     )
+
+
+def _read_devices(document: Field) -> str:
+    text = document.text()
+    if text not in (AUTOMATIC, *Devices):
+        raise document.error(f"{text!r} are no devices", f"use {AUTOMATIC}, {' or '.join(Devices)}")
+    return text
 
 
 def _read_ports(document: Field, taken: _Taken) -> dict[int, int]:

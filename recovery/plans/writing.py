@@ -63,6 +63,7 @@ def _server_to_json(server: PlanServer) -> dict[str, Any]:
             "ports": dict(server.ports) or None,
             "gates": [gate_to_json(gate) for gate in server.gates],
             "repair": None if server.repair else False,
+            "devices": None if server.devices == AUTOMATIC else server.devices,
             "on_failure": None if server.on_failure is None else str(server.on_failure),
         }
     )

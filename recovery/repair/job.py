@@ -18,6 +18,7 @@ from recovery.repair.repair import repair, undo
 from recovery.repair.target import Bus, Firmware, Target
 from recovery.repair.windows.edit import missing_for_hives
 from recovery.repair.windows.supplied import DriverFolder
+from recovery.sites.contract import Devices
 from recovery.sites.local.durable import check_name, storage_errors
 
 DIFF = "repair.diff"
@@ -63,7 +64,8 @@ class BootRepair:
         with storage_errors(f"begin the boot repair of {job.server} anew"):
             # the volumes are as they were made: a record of changes to their predecessors tells nothing of them
             shutil.rmtree(folder, ignore_errors=True)
-        target = Target(bus=self._bus, firmware=Firmware.UEFI if job.uefi else Firmware.BIOS)
+        bus = Bus(job.devices) if job.devices else self._bus
+        target = Target(bus=bus, firmware=Firmware.UEFI if job.uefi else Firmware.BIOS)
         with self.turn(job):
             record = repair(
                 [Path(volume) for volume in job.volumes],
@@ -71,7 +73,8 @@ class BootRepair:
                 folder,
                 sources=job.sources,
                 supplied=self._drivers.of(job.server),
-                renew=job.renew,
+                host_name=job.host_name,
+                instead=None if job.devices else Bus.AHCI,
                 accel=self._accel(),
                 stopped=job.stopped,
             )
@@ -80,7 +83,13 @@ class BootRepair:
         if record.unrepaired:
             first = record.unrepaired[0]
             raise RecoveryError(f"{job.server} ({record.system}): {first.what}", first.way_out)
-        return {"note": _note(record), "system": record.system, "changes": len(record.changes), "record": str(folder)}
+        return {
+            "note": _note(record),
+            "system": record.system,
+            "changes": len(record.changes),
+            "record": str(folder),
+            "devices": record.bus if record.bus in tuple(Devices) else None,
+        }
 
     def undo(self, job: RepairJob) -> dict[str, Any]:
         """For a failback, after the instance has stopped and before its last point."""

@@ -83,6 +83,11 @@ class RepairRecord:
     changes: tuple[Change, ...] = ()
 
     @property
+    def bus(self) -> str:
+        """How the disks of what it was repaired for are attached."""
+        return self.target.partition(",")[0]
+
+    @property
     def unrepaired(self) -> tuple[Finding, ...]:
         """What still stands in the way of a boot."""
         return tuple(finding for finding in self.findings if finding.level == "stop" and not finding.repaired)

@@ -24,7 +24,7 @@ from recovery.repair.linux.repair import draft_repair
 from recovery.repair.plain import plain
 from recovery.repair.record import FileChange, KeyChange, RepairRecord, UndoReport, load, save
 from recovery.repair.scratch import lay_over, layer
-from recovery.repair.target import Target
+from recovery.repair.target import Bus, Target
 from recovery.repair.windows import repair as windows
 from recovery.repair.windows import system as windows_system
 from recovery.repair.windows.supplied import NOTHING_SUPPLIED, Supplied
@@ -45,7 +45,8 @@ def repair(
     *,
     sources: Sequence[str] = (),
     supplied: Supplied = NOTHING_SUPPLIED,
-    renew: bool = False,
+    host_name: str | None = None,
+    instead: Bus | None = None,
     accel: str = TCG,
     stopped: Stopped = lambda: False,
 ) -> RepairRecord:
@@ -53,12 +54,14 @@ def repair(
 
     `folder` is the run's own, one for each server: the record stays there, for review and for `undo`. `sources` are
     the volumes' names at home ("/dev/sda"), where known; `supplied` drivers for a Windows without them. A replica that
-    is ready is left as it is, unless it is to `renew` its identity: a copy (Linux only). Blocks.
+    is ready is left as it is, unless it is a copy, which gets an identity of its own and this `host_name`.
+    `instead`: a Windows without drivers for the target's bus, for which none are supplied, is repaired for that one, as
+    the record's target then says. Blocks.
     Raises RecoveryError (no system found, a disk that cannot be read), ToolMissing, SiteError, StorageError."""
     record = load(folder)
     if record is None:
         with _worker(volumes, folder, accel, stopped) as (worker, files):
-            record = _repair_inside(worker, files, len(volumes), target, sources, supplied, renew=renew)
+            record = _repair_inside(worker, files, len(volumes), target, sources, supplied, host_name, instead)
         save(record, folder)
     _finish(volumes, folder, merge=bool(record.changes))
     return record
@@ -107,8 +110,8 @@ def _repair_inside(
     target: Target,
     sources: Sequence[str],
     supplied: Supplied,
-    *,
-    renew: bool,
+    host_name: str | None,
+    instead: Bus | None,
 ) -> RepairRecord:
     found = disks.identify(worker, count)
     system = linux_system.mount(files, found, sources)
@@ -116,12 +119,20 @@ def _repair_inside(
     keys: tuple[KeyChange, ...] = ()
     if system is not None:
         name = f"{system.name}, {system.root.kind}"
-        findings = draft_repair(draft, system, target, renew=renew)
+        findings = draft_repair(draft, system, target, host_name)
     elif (found_windows := windows_system.mount(worker, files, found)) is not None:
         name = "Windows"
+        target, without = windows.fitting(files, target, supplied, instead)
         findings, keys = windows.draft_repair(
-            draft, files, target, places=found_windows.places, data_volumes=count > 1, supplied=supplied
+            draft,
+            files,
+            target,
+            places=found_windows.places,
+            data_volumes=count > 1,
+            supplied=supplied,
+            host_name=host_name,
         )
+        findings = (*without, *findings)
     else:
         kinds = ", ".join(fs.kind or "unknown" for fs in found.filesystems) or "nothing"
         raise RecoveryError(

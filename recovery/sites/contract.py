@@ -73,6 +73,15 @@ class NetworkMode(enum.StrEnum):
     """No way out: the guest reaches nothing; only the gates reach the guest."""
 
 
+class Devices(enum.StrEnum):
+    """What a guest's disks and its network card are, where the site can choose."""
+
+    VIRTIO = "virtio"
+    """The fastest; a guest needs drivers for them."""
+    AHCI = "ahci"
+    """AHCI disks and an e1000e card: slower, and Windows brings drivers for them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceSpec:
     """What to boot. `points` has one snapshot for each volume, in boot order; the snapshots stay as they are."""
@@ -90,6 +99,8 @@ class InstanceSpec:
     ports: Mapping[int, int] = field(default_factory=dict)
     """Guest TCP port -> port at the site to reach it by; 0 lets the site choose."""
     uefi: bool = False
+    devices: Devices = Devices.VIRTIO
+    """What counts is what it is first started with."""
     size: str | None = None
     """The site's name for this size, where the plan asked by name; `cpus` and `memory_mib` say what it stands for."""
     network_name: str | None = None

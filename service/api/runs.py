@@ -27,7 +27,8 @@ DEFAULT_MOST = 100
 class RunWanted:
     """`target` (a plan or a server) and `point` (none: as the plan says) for a drill or a failover, `over_cap`
     says why it may exceed a cap, `ttl_seconds` after how long a drill is ended by itself; `declare_dead`: servers whose
-    sources are dead (`*`: all), the others are stopped by their agents first; `copies` for a clone; `without`: servers
+    sources are dead (`*`: all), the others are stopped by their agents first; `copies` for a clone, and
+    `host_names` for what these are called, like `test-{copy}` or `{server}-clone-{copy}`; `without`: servers
     of the plan that are left out; `run` (and
     `server`, `grace_seconds`, `hold`) for a failback. `seed`: what a dry run answered, so that the run has the names
     that it showed."""
@@ -41,6 +42,7 @@ class RunWanted:
     server: str | None = None
     declare_dead: list[str] = field(default_factory=list)
     copies: int = 1
+    host_names: str | None = None
     without: list[str] = field(default_factory=list)
     grace_seconds: int = 0
     hold: bool = False
@@ -109,6 +111,7 @@ class RunHttp:
                 wanted.point,
                 dead=wanted.declare_dead,
                 copies=wanted.copies,
+                host_names=wanted.host_names,
                 left_out=wanted.without,
                 seed=wanted.seed,
             )
@@ -161,7 +164,8 @@ class RunHttp:
 
 def _refuse_blank(wanted: RunWanted) -> None:
     """What a script's empty variable gave: it must not become the newest point, or a reason that says nothing."""
-    for name, value in (("point", wanted.point), ("over_cap", wanted.over_cap), ("server", wanted.server)):
+    for name in ("point", "over_cap", "server", "host_names"):
+        value = getattr(wanted, name)
         if value is not None and not value.strip():
             raise UsageError(f"{name} is empty", "say which, or leave it out")
 

@@ -42,7 +42,8 @@ def rollback(options: argparse.Namespace) -> None:
 
 
 def clone(options: argparse.Namespace) -> None:
-    begin(options, _wanted(options) | {"kind": "clone", "copies": options.copies}, None)
+    asked = {"kind": "clone", "copies": options.copies, "host_names": options.host_name}
+    begin(options, _wanted(options) | asked, None)
 
 
 def migrate(options: argparse.Namespace) -> None:
@@ -93,11 +94,15 @@ def register(add: Callable[..., argparse.ArgumentParser]) -> None:
     made = add(
         "clone",
         clone,
-        "copies of a point in an isolated network, with hardware identities of their own",
+        "copies of a point in an isolated network, with identities and names of their own",
         "clone web01 --copies 3",
+        "clone web01 --copies 3 --host-name 'test-{copy}'",
         "clone shop --point latest-bootable --dry-run",
     )
     made.add_argument("--copies", metavar="N", type=at_least_one, default=1)
+    made.add_argument(
+        "--host-name", metavar="PATTERN", help="what they call themselves (default: {server}-clone-{copy})"
+    )
     takes_target(made)
 
     made = add(

@@ -30,7 +30,10 @@ def follow(options: argparse.Namespace, service: Service, run: dict[str, Any]) -
 
 
 def until_ended(options: argparse.Namespace, service: Service, run: dict[str, Any]) -> dict[str, Any]:
+    """Raises RecoveryError (a failback that cannot be called off)."""
     while run["state"] != "ended":
+        if run["not_called_off"]:
+            raise RecoveryError(f"{run['id']} cannot be called off: {run['not_called_off']}", "; ".join(ways_on(run)))
         run = _next(options, service, run)
     return run
 
@@ -103,12 +106,16 @@ def changed_since(planned: dict[str, Any], run: dict[str, Any]) -> list[str]:
 
 
 def finish(options: argparse.Namespace, run: dict[str, Any]) -> None:
-    """Print the outcome. Raises RecoveryError unless every gate held."""
+    """Print the outcome. Raises RecoveryError unless every gate held, or it was called off as it should be."""
     lines = servers_lines(run)
+    if run["state"] == "ended" and run["kind"] == "failback":
+        emit(options, run, "\n".join([f"{run['id']} was called off, and has ended", *lines]))
+        return
     if run["state"] == "succeeded":
         took = "the server was away for" if run["kind"] == "failback" else "RTO"
         seconds = f", {took} {duration(run['rto_seconds'])}" if run["rto_seconds"] is not None else ""
         lines = [f"{run['id']} succeeded{seconds}", *lines]
+        lines += [f"  warning, though every gate held: {words}" for words in run["warnings"]]
         if run["price"]:
             lines.append(f"  it uses {price_text(run['price'])}")
         if run["kind"] == "failback":

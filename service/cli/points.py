@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from agent.protocol.errors import RecoveryError, StorageError, ToolMissing, UnderstudyError, UsageError
-from agent.protocol.frames import Kind, decode
-from agent.protocol.grid import BlockGrid
+from agent.protocol.errors import RecoveryError, UnderstudyError
 from service.cli.client import Service, api
-from service.cli.output import emit, show_note, show_share
+from service.cli.output import emit, show_note
 from service.cli.showing import stale_text
 from service.cli.text import ago, duration, mark, shown, size, table
 
-EXPORT_BLOCKS = 128
 _WAIT_SECONDS = 25
 
 
@@ -117,58 +110,3 @@ def take(options: argparse.Namespace) -> None:
         raise RecoveryError(f"{options.server} made no point: {command['error']}")
     point = service.get(api("points", command["point"]), tenant=options.tenant)
     emit(options, point, f"{point['id']} taken at {point['taken_at']}, {size(point['sent_bytes'])} sent")
-
-
-def export(options: argparse.Namespace) -> None:
-    """Blocks are fetched and proven as in a pull, then converted by qemu-img."""
-    service = Service.of(options)
-    point = service.get(api("points", options.point), tenant=options.tenant)
-    if not 0 <= options.volume < len(point["volumes"]):
-        raise UsageError(f"{options.point} has no volume {options.volume}", f"it has {len(point['volumes'])}")
-    out = Path(options.out)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.resolve().parent) as folder:
-            raw = Path(folder) / "raw"
-            _fetch(options, service, point, raw)
-            made = raw if options.format == "raw" else _converted(raw, options.format)
-            made.replace(out)
-    except OSError as error:
-        raise StorageError(f"{out} cannot be written: {error.strerror}", "check the folder and its space") from None
-    document = {
-        "point": point["id"],
-        "volume": options.volume,
-        "format": options.format,
-        "file": str(out),
-        "size_bytes": point["volumes"][options.volume]["size_bytes"],
-    }
-    emit(options, document, f"{out}: {point['id']}, volume {options.volume}, as {options.format}")
-
-
-def _fetch(options: argparse.Namespace, service: Service, point: dict[str, Any], raw: Path) -> None:
-    volume = point["volumes"][options.volume]
-    grid = BlockGrid(volume["size_bytes"], volume["block_bytes"])
-    path = api("points", point["id"], "volumes", str(options.volume), "blocks")
-    with open(raw, "wb") as file:
-        file.truncate(grid.size_bytes)
-        for blocks in grid.pieces(EXPORT_BLOCKS):
-            body = service.content(path, start=blocks.start, count=len(blocks), tenant=options.tenant)
-            for frame in decode(body):
-                if frame.kind is not Kind.BLOCKS:
-                    continue
-                payload = frame.verified(grid)
-                for position, index in enumerate(frame.indices):
-                    at = position * grid.block_bytes
-                    os.pwrite(file.fileno(), payload[at : at + grid.length(index)], grid.offset(index))
-            show_share(options, "export", grid.span(blocks)[0] + grid.span(blocks)[1], grid.size_bytes)
-
-
-def _converted(raw: Path, image_format: str) -> Path:
-    made = raw.with_suffix("." + image_format)
-    command = ["qemu-img", "convert", "-f", "raw", "-O", image_format, str(raw), str(made)]
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise ToolMissing("qemu-img is not installed", "apt-get install qemu-utils, or export as raw") from None
-    if ended.returncode:
-        raise StorageError(f"qemu-img cannot make {image_format}: {ended.stderr.strip().splitlines()[-1]}")
-    return made

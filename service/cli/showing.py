@@ -74,6 +74,11 @@ def _standing(instance: Document, its: list[Document]) -> str:
 def ways_on(run: Document) -> list[str]:
     """What an operator may do with a run that is at rest."""
     name = run["id"]
+    if run["not_called_off"]:
+        return [
+            f"try again to call it off: understudy retry {name}",
+            f"leave everything as it is now: understudy retry {name} --go-on (who is the server: understudy servers)",
+        ]
     if run["state"] == "failed":
         failed = failed_step(run)
         ways = [f"try again: understudy retry {name}"]

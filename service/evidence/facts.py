@@ -13,6 +13,7 @@ from recovery.gates import gate_from_json
 from recovery.repair.record import Change, FileChange, RepairRecord
 from recovery.report import rto_seconds
 from recovery.runs import Run, Step, StepState
+from recovery.verdict import failures, warnings
 
 _SETTINGS = ("cpus", "memory_mib", "uefi", "network")
 
@@ -31,7 +32,7 @@ class Sources:
 def gather(run: Run, sources: Sources, now: float) -> dict[str, Any]:
     """The facts about a drill of which only the evidence itself is missing; `now` in seconds since 1970."""
     looked_at = [step for step in run.steps if step.action != "evidence"]
-    not_done = [step for step in looked_at if step.state is not StepState.DONE]
+    not_done = [step for step in failures(run) if step.action != "evidence"]
     failed = [step.name for step in not_done if step.state is StepState.FAILED]
     return {
         "run": run.id,
@@ -44,6 +45,7 @@ def gather(run: Run, sources: Sources, now: float) -> dict[str, Any]:
         "signed_at": iso(now),
         "verdict": "failed" if not_done else "held",
         "failed_at": failed[0] if failed else None,
+        "warnings": [_timed(step) | {"name": step.name} for step in warnings(run)],
         "rto_seconds": rto_seconds(run),
         "servers": [_server(run, launch, sources) for launch in run.launches()],
         "steps": [_timed(step) | {"name": step.name} for step in looked_at],
@@ -70,7 +72,7 @@ def _server(run: Run, launch: Step, sources: Sources) -> dict[str, Any]:
         "taken_at": args["taken_at"],
         "root": None if manifest is None else json.loads(manifest["manifest"])["point"]["root"],
         "manifest": manifest,
-        "boot": {name: args[name] for name in _SETTINGS} | _timed(launch),
+        "boot": {name: args[name] for name in _SETTINGS} | {"devices": launch.result.get("devices")} | _timed(launch),
         "repair": None if repair is None else _repair(repair, sources.repairs.get(args["server_id"])),
         "gates": [_gate(gate) for gate in gates],
         "picture": _picture(looks.get("picture")),

@@ -45,6 +45,7 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes], key_sha256: 
             f"{_time(facts['signed_at'])}, by the service on {facts['service_host']}, by whose clock all times are",
         ),
     ]
+    what += [("Warning", f"{step['name']}: {_first_line(step['error'])}") for step in facts.get("warnings", [])]
     body = [
         f"<h1>Recovery drill of {escape(facts['plan'])}: "
         f'<span class="{"held" if held else "failed"}">{verdict}{rto}</span></h1>',
@@ -143,7 +144,8 @@ def _point(server: Mapping[str, Any], began_at: str) -> str:
 
 def _boot(boot: Mapping[str, Any]) -> str:
     firmware = "UEFI" if boot["uefi"] else "BIOS"
-    how = f"{boot['cpus']} CPUs, {boot['memory_mib']} MiB, {firmware}, network {boot['network']}"
+    devices = f", {boot['devices']} devices" if boot.get("devices") else ""
+    how = f"{boot['cpus']} CPUs, {boot['memory_mib']} MiB, {firmware}{devices}, network {boot['network']}"
     if boot["state"] == "done":
         return f"started in {_seconds(boot['seconds'])}: {how}"
     return f"{boot['state']}: {_first_line(boot['error']) or 'it was not reached'} ({how})"

@@ -44,6 +44,7 @@ class VerifiedEvidence:
         rto = "" if facts["rto_seconds"] is None else f", RTO {facts['rto_seconds']:.1f} s"
         verdict = "every gate held" if facts["verdict"] == "held" else f"it FAILED at '{facts['failed_at']}'"
         lines = [f"{facts['run']} of {facts['plan']}, {facts['began_at']}: the signature is valid; {verdict}{rto}"]
+        lines += [f"  warning: {step['name']}: {step['error'].splitlines()[0]}" for step in facts.get("warnings", [])]
         for server in facts["servers"]:
             root = f"root {server['root']}, signed" if server["root"] else "its manifest could not be read"
             lines.append(f"  {server['server']}: point {server['point']} of {server['taken_at']}; {root}")

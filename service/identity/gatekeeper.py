@@ -15,7 +15,7 @@ from aiohttp import web
 from agent.protocol.errors import AuthError, NotFound, StaleEpoch
 from agent.protocol.messages import Point, PulledReport, VolumeDeclaration
 from recovery.control import Server
-from service.identity import at_home
+from service.identity.as_server import server_of
 from service.identity.enrolment import Enrolment, machine_of
 from service.identity.ownership import Claim, Decision, StandDown, Take, claimed, decide, stood_down
 from service.store.points import PointStore
@@ -183,28 +183,3 @@ class Gatekeeper:
 
     def record_pull(self, point_id: str, volume: int, report: PulledReport) -> None:
         self._points.add_pull(point_id, volume, machine_of(report.machine_id), report.root, report.received_bytes)
-
-
-def server_of(row: ServerRow, now: float) -> Server:
-    """The row as recovery sees it."""
-    return Server(
-        id=row.id,
-        tenant=row.tenant,
-        name=row.name,
-        state=row.state.value,
-        epoch=row.epoch,
-        owner=row.owner_machine,
-        last_seen_seconds=None if row.last_seen_at is None else max(0.0, now - row.last_seen_at),
-        uefi=is_uefi(row),
-        cpus=at_home.cpus(row.inventory),
-        memory_mib=at_home.memory_mib(row.inventory),
-        address=at_home.address(row.inventory),
-        boot_findings=at_home.boot_findings(row.inventory),
-        boots_on=at_home.boots_on(row.inventory),
-        boot_digest=at_home.boot_digest(row.inventory),
-        windows=at_home.is_windows(row.inventory),
-    )
-
-
-def is_uefi(row: ServerRow) -> bool:
-    return row.inventory.get("boot_mode") == "uefi"

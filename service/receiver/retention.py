@@ -11,8 +11,6 @@ from agent.protocol.errors import Conflict, NotFound, StorageError, UnderstudyEr
 from service.receiver.receiver import Receiver
 from service.receiver.rows import PointRows
 
-DEFAULT_KEEP = 48
-
 log = logging.getLogger(__name__)
 
 

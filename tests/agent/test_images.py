@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import socket
 import struct
 import uuid
 from pathlib import Path
@@ -10,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.images import describe_image
-from agent.inventory import collect
+from agent.inventory import collect, machine_id
+from agent.report import inventory_text
 
 EFI = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b").bytes_le
 BIOS_BOOT = uuid.UUID("21686148-6449-6e6f-744e-656564454649").bytes_le
@@ -81,6 +84,17 @@ def test_the_inventory_of_a_server_in_an_image_says_nothing_of_how_this_machine_
     found = collect([str(gpt(tmp_path / "disk", (EFI, b""), (DATA, NTFS)))])
     assert (found["os"], found["boot_mode"], found["boots_on"], found["boot_findings"]) == ("Windows", "uefi", [], [])
     assert found["boot_files"] is None
+
+
+def test_the_inventory_of_a_server_in_an_image_does_not_take_this_machine_for_it(tmp_path: Path) -> None:
+    image = str(gpt(tmp_path / "disk", (DATA, b"ext4")))
+    found = json.loads(json.dumps(collect([image])))
+    assert [found[name] for name in ("hostname", "kernel", "architecture", "cpus", "memory_mib")] == [None] * 5
+    assert found["network"] == []
+    assert found["machine_id"] == machine_id(), "whose agent it is has to be told all the same"
+    text = inventory_text(found)
+    assert text.startswith("an image file, bios; its name, processors, memory and addresses are not known\n")
+    assert socket.gethostname() not in text.splitlines()[0]
 
 
 @given(data=st.data())

@@ -13,13 +13,16 @@ from agent.protocol.serials import volume_serial
 from recovery.actions import RepairJob
 from recovery.clock import SystemClock
 from recovery.control import CommandState
+from recovery.describe import describe
 from recovery.executor import Executor
 from recovery.plans import parse_plan
+from recovery.readiness import last_boots
+from recovery.report import run_to_json
 from recovery.runs import RunKind, RunState, StepState
 from recovery.scripts import Scripts
-from recovery.sites.contract import Instance, InstanceSpec, InstanceState, NetworkMode, Site
+from recovery.sites.contract import Devices, Instance, InstanceSpec, InstanceState, NetworkMode, Site
 from tests.patience import PATIENCE_SECONDS, eventually
-from tests.recovery.world import FakeClock, Repairs, World
+from tests.recovery.world import NOW, FakeClock, Repairs, World
 
 
 def test_a_drill_boots_an_isolated_instance_and_ends_without_a_trace(world: World) -> None:
@@ -398,6 +401,39 @@ def test_a_repair_works_on_the_instances_own_volumes_before_its_first_start(worl
     assert run.steps[0].result == {"changes": 2, "note": "2 files changed"}
 
 
+@pytest.mark.parametrize(
+    ("planned", "found", "expected"),
+    [
+        ("", {"devices": "ahci"}, Devices.AHCI),
+        ("", {"devices": "virtio"}, Devices.VIRTIO),
+        ("", {}, Devices.VIRTIO),
+        (", devices: ahci", {}, Devices.AHCI),
+        (", devices: virtio", {"devices": "ahci"}, Devices.VIRTIO),
+        (", devices: ahci, repair: false", {}, Devices.AHCI),
+    ],
+)
+def test_a_guest_gets_the_devices_of_its_plan_or_those_that_its_repair_found_it_to_need(
+    planned: str, found: dict[str, str], expected: Devices, world: World
+) -> None:
+    asked: list[Devices | None] = []
+
+    class Finds(Repairs):
+        def __call__(self, job: RepairJob) -> dict[str, Any]:
+            asked.append(job.devices)
+            return {"changes": 2, **found}
+
+    world.repairer = Finds(world.events)
+    world.start_service()
+    plan = parse_plan(f"{{plan: p, groups: [{{servers: [{{name: web01{planned}}}]}}]}}")
+    run = world.perform(world.plan(RunKind.DRILL, plan))
+    assert [spec.devices for spec in world.site.specs.values()] == [expected]
+    (launch,) = run.launches()
+    assert launch.result["devices"] == expected
+    assert ("AHCI disks and an e1000e card" in describe(launch)) is ("devices: ahci" in planned)
+    assert asked == ([] if "false" in planned else [expected if planned else None])
+    assert last_boots([run]) == {}, "no gate says anything"
+
+
 def test_a_service_that_stops_gives_a_repair_up_and_begins_it_again_later(world: World) -> None:
     begun = threading.Event()
 
@@ -420,13 +456,29 @@ def test_a_service_that_stops_gives_a_repair_up_and_begins_it_again_later(world:
     assert world.events == ["copy web01", "remove", "copy web01", "repair web01", "boot web01"]
 
 
-def test_a_server_that_could_not_be_repaired_is_booted_all_the_same(world: World) -> None:
+@pytest.mark.parametrize(
+    ("gates", "console", "expected", "warned"),
+    [
+        ("[{console: {text: up}}]", "up", RunState.SUCCEEDED, True),
+        ("[{console: {text: up}}, {console: {text: never}}]", "up", RunState.FAILED, False),
+        ("[]", "up", RunState.FAILED, False),
+    ],
+)
+def test_a_repair_that_failed_is_a_warning_where_every_gate_says_that_the_server_came_up(
+    world: World, gates: str, console: str, expected: RunState, warned: bool
+) -> None:
     world.repairer = repairs = Repairs(world.events)
     repairs.failure = RecoveryError("its root filesystem cannot be read")
+    world.site.console_text = console
     world.start_service()
-    run = world.perform(world.plan(RunKind.DRILL))
-    assert [step.state for step in run.steps] == [StepState.FAILED, StepState.DONE, StepState.DONE]
-    assert run.state is RunState.FAILED
+    plan = parse_plan(f"{{plan: p, on_failure: retry 1, groups: [{{servers: [{{name: web01, gates: {gates}}}]}}]}}")
+    run = world.perform(world.plan(RunKind.DRILL, plan))
+    assert [step.state for step in run.steps][:2] == [StepState.FAILED, StepState.DONE]
+    assert run.state is expected
+    document = run_to_json(run, {}, NOW)
+    said = ["repair web01: its root filesystem cannot be read"]
+    assert (document["warnings"], document["rto_seconds"] is not None) == (said if warned else [], warned)
+    assert f"{run.state}; 'repair web01': its root filesystem cannot be read" in world.control.audits[-1]
 
 
 def test_the_guests_agent_is_waited_for_and_asked(world: World) -> None:

@@ -245,13 +245,30 @@ def test_copies_are_made_machines_of_their_own_although_they_would_boot_as_they_
         return [step for step in run.steps if step.action == "repair"]
 
     made = repairs(RunKind.CLONE, 2)
-    assert [step.args["renew"] for step in made] == [True, True]
+    assert [step.args["host_name"] for step in made] == ["web01-clone-1", "web01-clone-2"]
     assert len({step.args["record"] for step in made}) == 2
     assert all("skip" not in step.args and describe(step).endswith("rest goes on)") for step in made)
-    assert "and a machine of its own" in describe(made[0])
+    assert "and a machine of its own, called web01-clone-1" in describe(made[0])
     (drilled,) = repairs(RunKind.DRILL, 1)
-    assert "renew" not in drilled.args
+    assert "host_name" not in drilled.args
     assert drilled.args["skip"]
+
+
+def test_copies_are_called_as_the_operator_says_but_no_two_alike() -> None:
+    facts = dataclasses.replace(FACTS, repairs=True)
+    servers = {name: make_server(name) for name in ("a", "b")}
+    points = {name: [make_point(f"p-{name}", name)] for name in servers}
+    plan = parse_plan("{plan: p, groups: [{servers: [{name: a}, {name: b}]}]}")
+
+    def named(pattern: str) -> list[str]:
+        order = Order(copies=2, host_names=pattern)
+        run = plan_failover(plan, RunKind.CLONE, servers, points, "latest", facts, CountingIds(), NOW, order)
+        return [step.args["host_name"] for step in run.steps if step.action == "repair"]
+
+    assert named("{server}{copy}-test") == ["a1-test", "a2-test", "b1-test", "b2-test"]
+    for pattern in ("test", "test-{copy}", "{server}"):
+        with pytest.raises(UsageError, match="two copies would be called"):
+            named(pattern)
 
 
 def test_gates_that_ask_the_guests_agent_are_left_out_of_drills() -> None:

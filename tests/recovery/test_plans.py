@@ -127,6 +127,7 @@ servers = st.builds(
     addresses=st.dictionaries(st.sampled_from(["drill", "failover"]), st.sampled_from(["dhcp", "same"])),
     gates=st.lists(gates, max_size=3).map(tuple),
     repair=st.booleans(),
+    devices=st.sampled_from(["automatic", "virtio", "ahci"]),
     on_failure=rules,
 )
 
@@ -230,6 +231,7 @@ MANY_GATES = (
         ),
         *((SERVER + f"    address: {nobodys}", 5, "no server can have") for nobodys in NOBODYS),
         (SERVER + "    repair: 7", 5, "should be yes or no"),
+        (SERVER + "    devices: scsi", 5, "'scsi' are no devices"),
         (SERVER + "    on_failure: panic", 5, "'panic' is no rule"),
         (SERVER + "on_failure: retry 1000", 5, "is no rule"),
         (SERVER + "point: yesterday", 5, "says no point"),

@@ -12,7 +12,7 @@ from recovery.plans import Plan, parse_plan
 from recovery.preflight import ADVISED_BYTES_PER_INSTANCE, Level, Proof, Reason, Situation, preflight, worst
 from recovery.prices import add_up
 from recovery.runs import RunKind
-from recovery.sites.contract import Price
+from recovery.sites.contract import Price, Size
 from tests.recovery.memory_control import make_point
 from tests.recovery.world import NOW, World
 
@@ -23,6 +23,7 @@ PROVEN = {"web01": Proof(run="drill-1", at=NOW - 3600, held=True)}
 
 def situation(plan: Plan | None = None, **changes: object) -> Situation:
     world = World()
+    world.control.servers["web01"] = dataclasses.replace(world.control.servers["web01"], cpus=2, memory_mib=1024)
     plan = plan or parse_plan(WEB)
     run = world.plan(RunKind.FAILOVER, plan)
     made = Situation(
@@ -127,6 +128,46 @@ def test_a_windows_that_never_came_up_here_needs_drivers(
         assert finding.level is Level.AMBER
         assert missing[0] in finding.text
         assert "DATA/drivers/web01" in finding.hint
+
+
+@pytest.mark.parametrize(
+    ("at_home", "planned", "unknown"),
+    [
+        ({"cpus": None, "memory_mib": None}, "", "how many processors and how much memory"),
+        ({"cpus": None, "memory_mib": 4096}, "", "how many processors"),
+        ({"cpus": None, "memory_mib": None}, "cpus: 2, ", "how much memory"),
+        ({"cpus": None, "memory_mib": None}, "cpus: 2, memory_mib: 512, ", None),
+        ({"cpus": None, "memory_mib": None}, "size: small, ", None),
+        ({"cpus": 2, "memory_mib": 4096}, "", None),
+    ],
+)
+def test_a_server_of_which_nobody_knows_the_size_has_its_plan_say_it(
+    at_home: dict[str, int | None], planned: str, unknown: str | None
+) -> None:
+    plan = parse_plan(WEB.replace("memory_mib: 4096, ", planned))
+    server = dataclasses.replace(situation().servers["web01"], **at_home)
+    world = World()
+    world.sizes = {"small": Size(cpus=1, memory_mib=1024)}
+    world.control.servers["web01"] = server
+    now = situation(run=world.plan(RunKind.FAILOVER, plan), servers={"web01": server})
+    now = dataclasses.replace(now, plan=plan)
+    said = [finding for finding in preflight(now) if "nobody knows" in finding.text]
+    assert [finding.text.partition(" web01 ")[0].removeprefix("nobody knows ") for finding in said] == (
+        [] if unknown is None else [unknown]
+    )
+    for finding in said:
+        assert (finding.level, finding.reason) == (Level.AMBER, Reason.MEMORY)
+        assert "cpus and memory_mib in its plan" in finding.hint
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [("automatic", "it starts on AHCI disks and an e1000e card"), ("virtio", "it does not start")],
+)
+def test_what_becomes_of_a_windows_without_drivers_depends_on_what_its_plan_says(devices: str, expected: str) -> None:
+    plan = parse_plan(WEB.replace("memory_mib: 4096, ", f"devices: {devices}, "))
+    now = situation(plan, missing_drivers={"web01": ["viostor.sys"]}, proofs={})
+    assert [expected in finding.text for finding in preflight(now) if "runs Windows" in finding.text] == [True]
 
 
 def test_a_windows_needs_what_its_repair_is_made_with() -> None:

@@ -30,6 +30,7 @@ BOOTED = Booted(run="drill-1", point="p-1", held=True, as_it_is=True, boot_diges
         (UNKNOWN, dataclasses.replace(BOOTED, as_it_is=False), None),
         (UNKNOWN, dataclasses.replace(BOOTED, point="p-0", boot_digest="d0"), None),
         (dataclasses.replace(UNKNOWN, boot_digest=None), dataclasses.replace(BOOTED, point="p-0"), None),
+        (UNKNOWN, dataclasses.replace(BOOTED, bus="ahci"), None),
         # whoever says that it is ready: it did not come up
         (READY, dataclasses.replace(BOOTED, held=False), None),
     ],

@@ -21,7 +21,7 @@ from recovery.planner import Order, plan_failover
 from recovery.plans import Plan, default_plan
 from recovery.runs import Run, RunKind
 from recovery.scripts import Scripts
-from recovery.sites.contract import Capacity, Instance, InstanceSpec, InstanceState, Price, Site, VolumeKey
+from recovery.sites.contract import Capacity, Instance, InstanceSpec, InstanceState, Price, Site, Size, VolumeKey
 from tests.recovery.memory_control import MemoryControl
 from tests.recovery.memory_store import MemoryStore
 
@@ -206,6 +206,7 @@ class World:
         self.control = MemoryControl(self.events, *self.names)
         self.clock = FakeClock()
         self.ids = CountingIds()
+        self.sizes: dict[str, Size] = {}
         self.scripts: Scripts | None = None
         self.repairer: Repairer | None = None
         self.witness: Witness | None = None
@@ -221,7 +222,11 @@ class World:
         servers = self.control.servers
         points = {name: self.control.points(server.id) for name, server in servers.items()}
         facts = SiteFacts(
-            name="memory", free_bytes=1 << 40, repairs=self.repairer is not None, witnesses=self.witness is not None
+            name="memory",
+            free_bytes=1 << 40,
+            sizes=self.sizes,
+            repairs=self.repairer is not None,
+            witnesses=self.witness is not None,
         )
         wanted = plan or default_plan(self.names[0])
         return plan_failover(wanted, kind, servers, points, None, facts, self.ids, self.clock.now(), order)

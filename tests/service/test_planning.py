@@ -122,10 +122,13 @@ def test_a_windows_waits_for_what_boot_repair_has_it_say_and_for_drivers(databas
         return [finding["text"] for finding in findings if "virtio drivers" in finding["text"]]
 
     (text,) = said()
-    assert (
-        text
-        == "web01 runs Windows, and needs virtio drivers of its own: there is no viostor.sys and no netkvm.inf here"
+    assert text == (
+        "web01 runs Windows, and there is no viostor.sys and no netkvm.inf here: without virtio drivers of its own, it"
+        " starts on AHCI disks and an e1000e card, which is slower"
     )
+    on_ahci = "{plan: slow, groups: [{servers: [{name: web01, devices: ahci}]}]}"
+    office.book.apply("default", "slow", on_ahci, draft=False)
+    assert not [found for found in office.book.check("default", "slow").findings if "virtio" in found["text"]]
     drivers.folder.mkdir()
     for name in ("viostor.sys", "netkvm.inf"):
         (drivers.folder / name).write_bytes(b"")
@@ -266,3 +269,9 @@ def test_every_plan_and_every_server_without_one_is_checked_and_changes_are_told
     office.plans.remove("default", "shop")
     check_all(office.book, office.plans, office.audit)
     assert [check.plan for check in office.plans.checks("default")] == ["db01", "web01"]
+
+
+def test_copies_are_not_promised_names_where_nothing_could_give_them_any(office: Office) -> None:
+    with pytest.raises(UsageError, match="no boot repair, so copies keep the names of their servers"):
+        office.book.plan("default", RunKind.CLONE, "web01", None, host_names="test-{copy}")
+    assert office.book.plan("default", RunKind.CLONE, "web01", None).run.kind is RunKind.CLONE

@@ -9,9 +9,9 @@ from recovery.repair.record import Finding
 from recovery.repair.target import Target
 
 
-def draft_repair(draft: Draft, system: System, target: Target, *, renew: bool = False) -> tuple[Finding, ...]:
-    """Look at everything, draft what mends it. A system that is ready has no findings, and no changes. `renew`: it is
-    a copy, and becomes a machine of its own."""
+def draft_repair(draft: Draft, system: System, target: Target, host_name: str | None = None) -> tuple[Finding, ...]:
+    """Look at everything, draft what mends it. A system that is ready has no findings, and no changes.
+    `host_name`: it is a copy, and becomes a machine of its own, called so."""
     return (
         *initramfs.repair(draft, target),
         *names.repair(draft, system),
@@ -19,6 +19,6 @@ def draft_repair(draft: Draft, system: System, target: Target, *, renew: bool = 
         *bootloader.repair_console(draft, target),
         *network.repair(draft, system),
         *surroundings.repair(draft),
-        *(identity.renew(draft) if renew else ()),
+        *(identity.renew(draft, host_name) if host_name else ()),
         *surroundings.label_new_files(draft),
     )

@@ -11,6 +11,7 @@ from recovery.repair.windows.hive import Hive
 from recovery.repair.windows.replay import MAX_LOG_BYTES, replay
 
 SYSTEM_HIVE = "/Windows/System32/config/SYSTEM"
+SOFTWARE_HIVE = "/Windows/System32/config/SOFTWARE"
 HIBERNATION = "/hiberfil.sys"
 HIBERNATION_HEADER_BYTES = 4096
 _ACTIVE = (b"hibr", b"rstr")

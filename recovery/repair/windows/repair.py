@@ -8,19 +8,40 @@ undo_keys(files, keys)                                  what was not changed sin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from agent.protocol.errors import RecoveryError
 from recovery.repair.draft import Draft
 from recovery.repair.files import GuestFiles
 from recovery.repair.record import Finding, KeyChange
-from recovery.repair.target import Target
-from recovery.repair.windows import bcd, drivers, firmware, firstboot
+from recovery.repair.target import Bus, Target
+from recovery.repair.windows import bcd, drivers, firmware, firstboot, identity
 from recovery.repair.windows.edit import apply
-from recovery.repair.windows.guest import SYSTEM_HIVE, WindowsFiles, find, is_program, read_hive, refuse_hibernated
+from recovery.repair.windows.guest import (
+    SOFTWARE_HIVE,
+    SYSTEM_HIVE,
+    WindowsFiles,
+    find,
+    is_program,
+    read_hive,
+    refuse_hibernated,
+)
 from recovery.repair.windows.hive import Hive
 from recovery.repair.windows.hivedraft import HiveDraft
 from recovery.repair.windows.hivedraft import undo as draft_undo
 from recovery.repair.windows.supplied import NOTHING_SUPPLIED, Supplied
+
+
+def fitting(
+    files: GuestFiles, target: Target, supplied: Supplied, instead: Bus | None
+) -> tuple[Target, tuple[Finding, ...]]:
+    """The target; with the other bus where there is a driver for that and none for its own, here or there."""
+    has = any(supplied.disk_driver(driver.service) for driver in drivers.DRIVERS[target.bus])
+    if instead is None or has or _has_driver(files, target.bus) or not _has_driver(files, instead):
+        return target, ()
+    what = f"it has no driver for {target.bus} disks, and none is supplied: it starts on {instead}, which is slower"
+    finding = Finding("warn", what, "put virtio-win's files for its Windows into DATA/drivers", repaired=True)
+    return replace(target, bus=instead), (finding,)
 
 
 def draft_repair(
@@ -31,11 +52,12 @@ def draft_repair(
     places: bcd.Places | None = None,
     data_volumes: bool = False,
     supplied: Supplied = NOTHING_SUPPLIED,
+    host_name: str | None = None,
 ) -> tuple[tuple[Finding, ...], tuple[KeyChange, ...]]:
     """Look at everything, draft what mends it; the changes of keys are returned, those of files are in the draft.
 
     `places`: where the boot configuration must point to, where known. `data_volumes`: there are disks beside the first.
-    `supplied`: what there is for guests without a driver of their own.
+    `supplied`: what there is for guests without a driver of their own. `host_name`: it is a copy, and gets this name.
     Raises RecoveryError for a replica that cannot be repaired (hibernated, a damaged hive, a dirty one without its
     logs)."""
     refuse_hibernated(files)
@@ -59,7 +81,13 @@ def draft_repair(
     else:
         findings += bcd.repair(store, places)
     findings += firstboot.repair(draft, draft_of_system, _spelt(files, "/Windows"), supplied.packages)
-    return tuple(findings), (*draft_of_system.changes, *(store.changes if store else ()))
+    software = None
+    if host_name is not None:
+        findings.append(identity.rename(draft_of_system, host_name))
+        software, said = _with_new_guid(files)
+        findings.append(said)
+    hives = (draft_of_system, store, software)
+    return tuple(findings), tuple(change for hive in hives if hive is not None for change in hive.changes)
 
 
 def write_keys(files: GuestFiles, changes: Sequence[KeyChange]) -> None:
@@ -92,6 +120,17 @@ def _open(files: GuestFiles, path: str) -> HiveDraft | None:
     return HiveDraft(found, hive) if found and hive else None
 
 
+def _with_new_guid(files: GuestFiles) -> tuple[HiveDraft | None, Finding]:
+    """The SOFTWARE hive drafted anew; a copy comes up without that too, so what is in the way is only said."""
+    try:
+        software = _open(files, SOFTWARE_HIVE)
+    except RecoveryError as error:
+        return None, Finding("warn", f"this copy keeps the server's machine GUID: {error.message}", error.hint)
+    if software is None:
+        return None, Finding("warn", f"this copy keeps the server's machine GUID: it has no {SOFTWARE_HIVE}")
+    return software, identity.renew_guid(software)
+
+
 def _present(files: GuestFiles, path: str) -> Hive:
     hive = read_hive(files, path)
     if hive is None:
@@ -111,6 +150,10 @@ def _has(files: GuestFiles, name: str) -> bool:
     return find(files, f"/Windows/{name}") is not None
 
 
+def _has_driver(files: GuestFiles, bus: Bus) -> bool:
+    return any(_has(files, f"System32/drivers/{driver.service}.sys") for driver in drivers.DRIVERS[bus])
+
+
 def _spelt(files: GuestFiles, path: str) -> str:
     """A folder as the guest spells it: one that differs in case only would be another to our eyes, and make two of it
     to Windows'. Raises RecoveryError without it."""
@@ -122,10 +165,9 @@ def _spelt(files: GuestFiles, path: str) -> str:
 
 def _supply(draft: Draft, files: WindowsFiles, target: Target, supplied: Supplied) -> set[str]:
     """Draft the operator's driver for this bus, where the guest has none that would do; its path, in lower case."""
-    names = [driver.service for driver in drivers.DRIVERS[target.bus]]
-    if any(_has(files, f"System32/drivers/{name}.sys") for name in names):
+    if _has_driver(files, target.bus):
         return set()
-    for name in names:
+    for name in (driver.service for driver in drivers.DRIVERS[target.bus]):
         content = supplied.disk_driver(name)
         if content is not None:
             if not is_program(content):

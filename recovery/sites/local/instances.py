@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -74,6 +75,9 @@ class Instances:
         with self._launching, storage_errors(f"launch instance {spec.instance_id}"):
             made = self._made(spec)
             machine = self._machine(spec.instance_id)
+            if not machine.was_started and made.spec.devices is not spec.devices:  # found out since it was made
+                made = Record(replace(made.spec, devices=spec.devices), made.host_ports)
+                record.write(machine.folder, made)
             if machine.pid() is None:
                 self._start(made, machine)
         return self.watch(spec.instance_id)

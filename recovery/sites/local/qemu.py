@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agent.protocol.errors import SiteError, ToolMissing
-from recovery.sites.contract import InstanceSpec, NetworkMode
+from recovery.sites.contract import Devices, InstanceSpec, NetworkMode
 from recovery.sites.local import png, qmp
 from recovery.sites.local.accel import KVM
 from recovery.sites.local.tools import await_exit, command_line, kill, last_line, processes, tool
@@ -26,6 +26,8 @@ _START_SECONDS = 60.0
 _EXIT_SECONDS = 2.0
 _FIRMWARE_FOLDER = Path("/usr/share/OVMF")
 _FIRMWARE = (("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"), ("OVMF_CODE.fd", "OVMF_VARS.fd"))
+_CARDS = {Devices.VIRTIO: "virtio-net-pci", Devices.AHCI: "e1000e"}
+_AHCI_PORTS = 6
 
 
 class Machine:
@@ -142,14 +144,14 @@ class Machine:
             }
             command += ["-blockdev", json.dumps(node)]
             serial = f",serial={spec.serials[index]}" if index < len(spec.serials) else ""
-            command += ["-device", f"virtio-blk-pci,drive={_node(index)},bootindex={index + 1}{serial}"]
+            command += _disk(spec.devices, index, f"drive={_node(index)},bootindex={index + 1}{serial}")
         network = "user,id=net0" + _addressing(spec.address)
         if spec.network is NetworkMode.ISOLATED:
             network += ",restrict=on"
         guest = spec.address.partition("/")[0] if spec.address else ""
         for guest_port, host_port in sorted(host_ports.items()):
             network += f",hostfwd=tcp:127.0.0.1:{host_port}-{guest}:{guest_port}"
-        command += ["-netdev", network, "-device", "virtio-net-pci,netdev=net0"]
+        command += ["-netdev", network, "-device", f"{_CARDS[spec.devices]},netdev=net0"]
         command += ["-chardev", f"file,id=console,path={CONSOLE},append=on", "-serial", "chardev:console"]
         command += ["-qmp", f"unix:{_MONITOR},server=on,wait=off"]
         # without -D nothing would be left of what QEMU says once it is in the background
@@ -167,6 +169,16 @@ class Machine:
             blockdev = {"driver": "raw", "node-name": node, "read-only": read_only, "file": file}
             drives += ["-blockdev", json.dumps(blockdev)]
         return [*drives, "-machine", "pflash0=code,pflash1=variables"]
+
+
+def _disk(devices: Devices, index: int, settings: str) -> list[str]:
+    if devices is Devices.VIRTIO:
+        return ["-device", f"virtio-blk-pci,{settings}"]
+    controller, port = divmod(index, _AHCI_PORTS)
+    # the machine has one controller of its own, whose ports are called ide.0 and so on
+    added = ["-device", f"ich9-ahci,id=ahci{controller}"] if controller and not port else []
+    bus = f"ahci{controller}.{port}" if controller else f"ide.{port}"
+    return [*added, "-device", f"ide-hd,bus={bus},{settings}"]
 
 
 def check_machine(spec: InstanceSpec) -> None:

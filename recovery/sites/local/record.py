@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agent.protocol.errors import SiteError
 from recovery.seals import opened, sealed, turned_back
-from recovery.sites.contract import InstanceSpec, NetworkMode, VolumeKey
+from recovery.sites.contract import Devices, InstanceSpec, NetworkMode, VolumeKey
 from recovery.sites.local.durable import write_file
 
 NAME = "spec.json"
@@ -39,6 +39,7 @@ class Record:
             spec = document["spec"]
             spec["ports"] = {int(guest): host for guest, host in spec["ports"].items()}
             spec["network"] = NetworkMode(spec["network"])
+            spec["devices"] = Devices(spec["devices"])
             spec["points"] = [(VolumeKey(**key), point) for key, point in spec["points"]]
             return Record(InstanceSpec(**spec), {int(guest): host for guest, host in document["host_ports"].items()})
         except (KeyError, TypeError, AttributeError) as error:  # of another version

@@ -19,7 +19,7 @@ from recovery.repair.repair import repair, undo
 from recovery.repair.target import Bus, Firmware, Target
 from recovery.repair.windows.supplied import DriverFolder
 from recovery.runs import Run, RunKind, Step
-from recovery.sites.contract import VolumeKey
+from recovery.sites.contract import Devices, VolumeKey
 from recovery.sites.local import LocalSite
 from tests.recovery.memory_control import MemoryControl
 from tests.recovery.repair import images
@@ -103,6 +103,15 @@ def test_repaired_its_relatives_boot_from_nvme(relative: Path, worker_parts: Non
     answers(volume, Bus.NVME, Firmware.BIOS, tmp_path)
 
 
+def test_a_copy_comes_up_by_a_name_and_an_id_of_its_own(bios: Path, worker_parts: None, tmp_path: Path) -> None:
+    volume = images.overlay(bios, tmp_path / "volume.qcow2")
+    target = Target(bus=Bus.VIRTIO, firmware=Firmware.BIOS, serial_console=True)
+    repair([volume], target, tmp_path / "repair", host_name="elsewhere-clone-1")
+    said, console = boot(volume, Bus.VIRTIO, Firmware.BIOS, tmp_path, images.PORT)
+    assert said == images.ANSWER, console[-3000:]
+    assert "Hostname set to <elsewhere-clone-1>" in console
+
+
 def test_undone_it_has_every_file_as_it_was_at_home(bios: Path, worker_parts: None, tmp_path: Path) -> None:
     volume = images.overlay(bios, tmp_path / "volume.qcow2")
     record = repaired(volume, Bus.NVME, Firmware.BIOS, tmp_path)
@@ -116,15 +125,16 @@ def test_undone_it_has_every_file_as_it_was_at_home(bios: Path, worker_parts: No
     assert anew.changes == record.changes
 
 
+@pytest.mark.parametrize("devices", [None, Devices.AHCI])
 def test_a_drill_repairs_its_own_copy_and_the_point_stays_as_it_is(
-    bios: Path, worker_parts: None, tmp_path: Path
+    devices: Devices | None, bios: Path, worker_parts: None, tmp_path: Path
 ) -> None:
     site = LocalSite(tmp_path / "site", accel="tcg")
     key = VolumeKey("web01", 0)
     args: dict[str, Any] = {
         "server": "web01", "server_id": "web01", "point": "p-1", "volumes": 1, "instance_id": "i-1",
         "machine_id": "5f1c0de0-0de5-4b1d-9e57-0a4de25beb02", "cpus": 2, "memory_mib": 768, "network": "isolated",
-        "ports": {str(images.PORT): 0}, "uefi": False,
+        "ports": {str(images.PORT): 0}, "uefi": False, "devices": devices,
     }  # fmt: skip
     gate = gate_to_json(HttpGate(port=images.PORT, contains=images.ANSWER, timeout_seconds=280))
     steps = [Step(name=name, action=name, args=args) for name in ("repair", "launch")]
@@ -151,6 +161,7 @@ def test_a_drill_repairs_its_own_copy_and_the_point_stays_as_it_is(
             )
             step.result = ACTIONS[step.action](context)
         assert "repaired, because" in steps[0].result["note"]
+        assert steps[1].result["devices"] == (devices or Devices.VIRTIO)
         assert blake3(point.read_bytes()).hexdigest() == before
     finally:
         site.end("i-1")

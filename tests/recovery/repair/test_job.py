@@ -87,9 +87,10 @@ def test_a_copy_becomes_a_machine_of_its_own_and_has_a_record_of_its_own(worker_
     repairs = BootRepair(tmp_path / "repairs", lambda: "tcg", DriverFolder(tmp_path / "drivers"))
     for other in ("i-2", "web01"):
         (repairs.folder("run-1", other) / "scratch").mkdir(parents=True)
-    done = repairs(dataclasses.replace(job(volume), record="i-1", renew=True))
-    assert "this copy gets its own: machine id" in done["note"]
+    done = repairs(dataclasses.replace(job(volume), record="i-1", host_name="web01-clone-1"))
+    assert "this copy gets its own: host name (web01-clone-1), machine id" in done["note"]
     assert inside(volume, "/etc/machine-id") == b""
+    assert inside(volume, "/etc/hostname") == b"web01-clone-1\n"
     assert done["record"] == str(repairs.folder("run-1", "i-1"))
     assert all((repairs.folder("run-1", other) / "scratch").is_dir() for other in ("i-2", "web01"))
 

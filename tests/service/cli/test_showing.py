@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
 
+from agent.protocol.errors import RecoveryError
 from service.cli.client import Service
-from service.cli.following import changed_since
+from service.cli.following import changed_since, finish, until_ended
 from service.cli.output import fitted, say
 from service.cli.plans import findings_lines
 from service.cli.showing import now_text, servers_lines, stale_text, steps_text, ways_on
@@ -22,6 +24,8 @@ RUN: dict[str, Any] = {
     "state": "failed",
     "committed_at": None,
     "rollback_until": None,
+    "not_called_off": None,
+    "warnings": [],
     "expires_at": None,
     "instances": [
         {"id": "i-1", "server": "db01", "state": "running", "addresses": {"80": "127.0.0.1:4000"}},
@@ -194,3 +198,23 @@ def test_on_a_terminal_lines_are_broken_between_words_and_set_in() -> None:
     ]
     assert fitted(text, 200) == text
     assert fitted("x" * 50, 40) == "x" * 50, "what is one word is kept as it is"
+
+
+def test_a_failback_that_could_not_be_called_off_has_its_own_ways_on() -> None:
+    stuck = run(kind="failback", id="failback-1", not_called_off="no memory")
+    with pytest.raises(RecoveryError, match=r"failback-1 cannot be called off: no memory \(try again to call it off: "):
+        until_ended(argparse.Namespace(json=False), cast("Service", None), stuck)
+    assert ways_on(stuck) == [
+        "try again to call it off: understudy retry failback-1",
+        "leave everything as it is now: understudy retry failback-1 --go-on (who is the server: understudy servers)",
+    ]
+
+
+def test_a_warning_is_told_of_a_run_that_succeeded_and_a_failback_that_was_called_off_is_no_failure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    quiet = argparse.Namespace(json=False)
+    finish(quiet, run(state="succeeded", rto_seconds=3.0, price=None, warnings=["repair web01: it cannot be read"]))
+    assert "  warning, though every gate held: repair web01: it cannot be read\n" in capsys.readouterr().out
+    finish(quiet, run(kind="failback", id="failback-1", state="ended"))
+    assert "failback-1 was called off, and has ended" in capsys.readouterr().out

@@ -153,6 +153,27 @@ def test_the_page_holds_the_picture_and_nothing_of_a_guests_runs_in_it(office: O
     assert "it FAILED at 'gate web01'" in checked.text()
 
 
+def test_a_repair_that_failed_of_a_server_that_came_up_is_a_warning_in_the_evidence(
+    office: Office, tmp_path: Path
+) -> None:
+    run = drill()
+    run.steps[0].state, run.steps[0].error, run.steps[0].result = (
+        StepState.FAILED,
+        f"cannot be read: {HOSTILE}\nmore",
+        {},
+    )
+    assert witnessed(office, run)["verdict"] == "held"
+    path, key = office.give_out("drill-1", tmp_path / "out")
+    checked = verify_evidence(path, key)
+    (warning,) = checked.facts["warnings"]
+    assert (warning["name"], warning["state"]) == ("repair web01", "failed")
+    assert checked.facts["rto_seconds"] is not None
+    assert "every gate held" in checked.text()
+    assert "  warning: repair web01: cannot be read: " in checked.text()
+    page = Path(path).with_suffix(".html").read_text()
+    assert "<td>Warning</td><td>repair web01: cannot be read: &lt;script&gt;" in page
+
+
 def test_the_page_tells_an_auditor_how_old_the_point_was_and_which_key_to_expect(
     office: Office, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from recovery.repair.windows.edit import difference
 from recovery.repair.windows.firstboot import SERVICE
 from recovery.repair.windows.hive import Hive
 from recovery.repair.windows.hivedraft import HiveDraft
-from recovery.repair.windows.repair import draft_repair, undo_keys, write_keys
+from recovery.repair.windows.repair import draft_repair, fitting, undo_keys, write_keys
 from recovery.repair.windows.supplied import Supplied
 from tests.recovery.repair.windows.making import (
     MemoryFiles,
@@ -225,6 +225,26 @@ def test_the_operators_driver_is_put_into_a_windows_without_one() -> None:
     assert files.contents["/Windows/System32/drivers/viostor.sys"] == program(b"theirs")
     assert any(change.key == rf"{CS}\Services\viostor" for change in keys)
     assert all(finding.repaired for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("there", "supplied", "instead", "bus"),
+    [
+        (["storahci"], {}, Bus.AHCI, Bus.AHCI),
+        (["msahci"], {}, Bus.AHCI, Bus.AHCI),
+        (["storahci", "viostor"], {}, Bus.AHCI, Bus.VIRTIO),
+        (["storahci"], {"viostor.sys": program()}, Bus.AHCI, Bus.VIRTIO),
+        (["storahci"], {}, None, Bus.VIRTIO),
+        ([], {}, Bus.AHCI, Bus.VIRTIO),
+    ],
+)
+def test_a_windows_without_a_driver_for_the_bus_is_fitted_for_another_that_it_has_one_for(
+    there: list[str], supplied: dict[str, bytes], instead: Bus | None, bus: Bus
+) -> None:
+    files = guest(small_system(), **{f"/Windows/System32/drivers/{name}.sys": program() for name in there})
+    target, findings = fitting(files, VIRTIO, Supplied(supplied), instead)
+    assert (target.bus, target.firmware) == (bus, VIRTIO.firmware)
+    assert [(found.level, found.repaired) for found in findings] == ([("warn", True)] if bus is Bus.AHCI else [])
 
 
 def test_what_is_no_driver_is_not_put_into_windows() -> None:

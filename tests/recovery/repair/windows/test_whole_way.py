@@ -159,3 +159,27 @@ def test_a_windows_is_recovered_with_supplied_drivers_and_goes_home_as_it_was(
     assert difference(home, Hive("SYSTEM", inside(disk, tmp_path, starts)(SYSTEM))) == {}
     there, was = files_of(disk, tmp_path, starts), files_of(before, tmp_path, starts)
     assert {path for path in {**there, **was} if there.get(path) != was.get(path)} == {SYSTEM}
+
+
+def test_a_windows_without_virtio_drivers_is_started_on_ahci(service: Service, tmp_path: Path, windows_7: Hive) -> None:
+    """Nobody supplied any, so it gets what it has drivers for."""
+    disk = bios_disk(tmp_path, windows_7, stand_in(SAYS_UP), drivers=("atapi", "msahci"))
+    agent = enrolled(tmp_path / "agent", service, "web01")
+    protected(agent, service, disk)
+    assert "it starts on AHCI disks and an e1000e card" in service.ask("plan", "check", "web01").out
+
+    panic = service.ask("panic", "web01", "--declare-dead", "web01", "--yes")
+    assert panic.code == 0, panic.err
+    run = newest_run(service)
+    assert run["state"] == "succeeded"
+    repaired = step(run, "repair web01")
+    assert "it has no driver for virtio disks, and none is supplied: it starts on ahci" in repaired["result"]["note"]
+    assert step(run, "launch web01")["result"]["devices"] == "ahci"
+    (folder,) = (service.data / "site" / "instances").iterdir()
+    arguments = Path(f"/proc/{(folder / 'pid').read_text().strip()}/cmdline").read_text()
+    assert "ide-hd,bus=ide.0" in arguments
+    assert "e1000e,netdev=net0" in arguments
+    assert "virtio-blk" not in arguments
+    hive = Hive("SYSTEM", inside(folder / "volume-0.qcow2", tmp_path, 17)(SYSTEM))
+    assert hive.dword(r"ControlSet001\Services\msahci", "Start") == 0
+    assert service.ask("end", run["id"], "--force").code == 0

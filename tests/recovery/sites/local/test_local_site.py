@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -17,7 +18,7 @@ import pytest
 
 from agent.protocol.errors import SiteError, StorageError, ToolMissing
 from agent.protocol.serials import volume_serial
-from recovery.sites.contract import InstanceSpec, InstanceState, NetworkMode, VolumeKey
+from recovery.sites.contract import Devices, InstanceSpec, InstanceState, NetworkMode, VolumeKey
 from recovery.sites.local import LocalSite, accel, qcow2, qemu
 from recovery.sites.local.tools import await_exit, command_line
 from tests.patience import PATIENCE_SECONDS, eventually
@@ -139,6 +140,34 @@ def test_an_isolated_instance_has_no_way_out_and_its_identity_is_what_was_asked(
 
 
 @pytest.mark.qemu
+@pytest.mark.qemu
+def test_a_guest_boots_from_ahci_disks_with_an_e1000e_card_where_it_is_to(
+    local_site: LocalSite, bootable: Specs, tmp_path: Path
+) -> None:
+    """Eight disks: more than the machine's own controller has ports for."""
+    keys = [KEY, *(VolumeKey("web01", index) for index in range(1, 8))]
+    for key in keys[1:]:
+        make_point(local_site, key, "boot")
+    serials = [f"disk-{index}" for index in range(8)]
+    made = dataclasses.replace(bootable(serials=serials), points=[(key, "boot") for key in keys])
+    local_site.make_instance(made)  # as boot repair does, before it has found out what the guest has drivers for
+    local_site.launch(dataclasses.replace(made, devices=Devices.AHCI))
+    eventually(lambda: "written" in local_site.console("i-1"))  # to its disk; from then on it hears the power button
+    arguments = arguments_of(tmp_path / "site", "i-1")
+    assert [argument.partition(",drive")[0] for argument in arguments if argument.startswith("ide-hd")] == [
+        *(f"ide-hd,bus=ide.{port}" for port in range(6)),
+        "ide-hd,bus=ahci1.0",
+        "ide-hd,bus=ahci1.1",
+    ]
+    assert "e1000e,netdev=net0" in arguments
+
+    local_site.stop("i-1")
+    eventually(lambda: local_site.watch("i-1").state is InstanceState.STOPPED)
+    local_site.launch(made)
+    again = arguments_of(tmp_path / "site", "i-1")
+    assert not [argument for argument in again if "virtio-blk" in argument], "as it was first started"
+
+
 def test_a_volume_has_the_serial_number_that_was_asked_for_also_after_a_restart(
     local_site: LocalSite, bootable: Specs, tmp_path: Path
 ) -> None:
