@@ -10,6 +10,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -252,6 +253,8 @@ class _Driver:
         self._pool = pool
         self._line: Line | None = None
         self._under_way: deque[_Request] = deque()
+        self._silent_since = 0.0
+        """When it last took a request or brought an answer: to be rung is no sign of the service."""
         bell.setblocking(False)
 
     def run(self, early: bool) -> None:
@@ -279,12 +282,14 @@ class _Driver:
         taker = request.path.rpartition("/")[0]
         body = iter(request.body) if self._pool.pace is None else self._pool.pace.parts(request.body, taker)
         line.send(request.method, request.path, body, request.headers, request.silence_seconds)
+        self._silent_since = time.monotonic()
 
     def _hear(self, line: Line) -> None:
         """The next answer; or nothing, if there is something to send before it comes."""
         first = self._under_way[0]
-        if line.wait(self._ear, first.silence_seconds):
+        if line.wait(self._ear, first.silence_seconds, self._silent_since):
             answer = line.receive(first.method, first.silence_seconds)
+            self._silent_since = time.monotonic()
             self._under_way.popleft()
             self._pool.note(line)
             first.answer(answer)

@@ -93,10 +93,11 @@ class Line:
         request.request(method, path, body, headers)
         self._sent_bytes += int(headers["Content-Length"])
 
-    def wait(self, bell: socket.socket, silence_seconds: float) -> bool:
-        """Until the next answer begins; False: until `bell` rang. Raises TimeoutError after so long."""
+    def wait(self, bell: socket.socket, silence_seconds: float, since: float) -> bool:
+        """Until the next answer begins; False: until `bell` rang. Raises TimeoutError when so long has passed `since`
+        then, by the monotonic clock."""
         self._socket.settimeout(0)
-        until = time.monotonic() + silence_seconds
+        until = since + silence_seconds
         while True:
             with contextlib.suppress(ssl.SSLWantReadError):
                 self._answers.peek(1)

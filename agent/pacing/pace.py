@@ -63,8 +63,7 @@ class Pace:
         for part in body:
             view = memoryview(part)
             while len(view):
-                size = self._slice_bytes(len(view))
-                self.take(size, taker)
+                size = self._take_slice(len(view), taker)
                 yield view[:size]
                 view = view[size:]
 
@@ -72,21 +71,7 @@ class Pace:
         """Wait until so many bytes may be sent."""
         with self._changed:
             self._look()
-            if self._bucket.rate is None or self._closed:
-                return
-            ticket = self._turns.ask(taker, size_bytes)
-            try:
-                while not self._closed:
-                    self._look()
-                    seconds = self._bucket.wait_seconds(self._clock())
-                    mine = ticket == self._turns.first
-                    if mine and seconds <= 0:
-                        break
-                    self._changed.wait(min(seconds, NOTICE_SECONDS) if mine else NOTICE_SECONDS)
-                self._bucket.take(size_bytes, self._clock())
-            finally:
-                self._turns.leave(ticket)
-                self._changed.notify_all()
+            self._take(size_bytes, taker)
 
     def close(self) -> None:
         """The push is over: whoever waits goes on at once."""
@@ -94,11 +79,35 @@ class Pace:
             self._closed = True
             self._changed.notify_all()
 
-    def _slice_bytes(self, most: int) -> int:
-        rate = self.rate
-        if rate is None:
-            return most
-        return min(most, max(_LEAST_SLICE_BYTES, min(int(rate * SLICE_SECONDS), _MOST_SLICE_BYTES)))
+    def _take_slice(self, most: int, taker: str) -> int:
+        """Wait until a slice may be sent, which is as long as the limit wants it that holds now: what went whole, and
+        was charged to a limit that came in between, would keep everybody silent until the service gives us up."""
+        with self._changed:
+            self._look()
+            rate = self._bucket.rate
+            size = most
+            if rate is not None:
+                size = min(most, max(_LEAST_SLICE_BYTES, min(int(rate * SLICE_SECONDS), _MOST_SLICE_BYTES)))
+            self._take(size, taker)
+        return size
+
+    def _take(self, size_bytes: int, taker: str) -> None:
+        """The lock is held."""
+        if self._bucket.rate is None or self._closed:
+            return
+        ticket = self._turns.ask(taker, size_bytes)
+        try:
+            while not self._closed:
+                self._look()
+                seconds = self._bucket.wait_seconds(self._clock())
+                mine = ticket == self._turns.first
+                if mine and seconds <= 0:
+                    break
+                self._changed.wait(min(seconds, NOTICE_SECONDS) if mine else NOTICE_SECONDS)
+            self._bucket.take(size_bytes, self._clock())
+        finally:
+            self._turns.leave(ticket)
+            self._changed.notify_all()
 
     def _look(self) -> None:
         """Take over what the settings say now; the file is read again only when it was changed."""

@@ -8,12 +8,14 @@ room is read again. Blocks that lie near one another are read at once.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from agent.protocol.errors import StorageError
 from agent.protocol.grid import BlockGrid
 from service.receiver.head import Head
 
@@ -25,6 +27,10 @@ KEPT_RUNS = 24
 """So many reads are kept."""
 KEPT_SECONDS = 2.0
 """A patch that has not come after so long may never come: the memory is for others."""
+QUIET_SECONDS = 60.0
+"""Between two lines in the log about what cannot be read."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +65,11 @@ class _Kept:
 
 
 class OlderBlocks:
-    """For many threads and sessions. Raises what reading a head raises."""
+    """For many threads and sessions. What cannot be read is left out: blocks can do without, and a push has to go on
+    where the disk has lost what is about to be replaced."""
 
     def __init__(self) -> None:
+        self._quiet_until = 0.0
         self._lock = threading.Lock()
         self._kept: list[_Kept] = []
         self._own = threading.local()
@@ -73,11 +81,15 @@ class OlderBlocks:
             kept = self._room()
             try:
                 run = self._read(head, indices, positions, self._memory() if kept is None else kept.memory)
-                yield run
+                if run is not None:
+                    yield run
             except BaseException:
                 self._fill(kept, None, 0, ())
                 raise
-            self._fill(kept, head, run.first, indices[positions.start : positions.stop])
+            if run is None:
+                self._fill(kept, None, 0, ())
+            else:
+                self._fill(kept, head, run.first, indices[positions.start : positions.stop])
 
     def take(self, head: Head, indices: Sequence[int]) -> Iterator[Run]:
         """The same, for the caller to write to. None of them is kept any more."""
@@ -100,7 +112,9 @@ class OlderBlocks:
                 else:
                     for near in _near(head.grid, indices[start:stop]):
                         positions = range(start + near.start, start + near.stop)
-                        yield self._read(head, indices, positions, self._memory())
+                        run = self._read(head, indices, positions, self._memory())
+                        if run is not None:
+                            yield run
                 start = stop
         finally:
             self._release(found[start:])
@@ -110,9 +124,15 @@ class OlderBlocks:
         with self._lock:
             self._kept = [kept for kept in self._kept if kept.head is not head]
 
-    def _read(self, head: Head, indices: Sequence[int], positions: range, memory: memoryview) -> Run:
+    def _read(self, head: Head, indices: Sequence[int], positions: range, memory: memoryview) -> Run | None:
         blocks = range(indices[positions.start], indices[positions.stop - 1] + 1)
-        head.read_older_into(blocks, memory[: head.grid.span(blocks)[1]])
+        try:
+            head.read_older_into(blocks, memory[: head.grid.span(blocks)[1]])
+        except StorageError as error:
+            if time.monotonic() >= self._quiet_until:
+                self._quiet_until = time.monotonic() + QUIET_SECONDS
+                log.warning("what should be patched in %s goes whole: %s", head.key.server_id, error)
+            return None
         return Run(head.grid, positions, blocks.start, memory)
 
     def _room(self) -> _Kept | None:

@@ -30,35 +30,40 @@ class Patches:
 
     def sums(self, head: Head, frame: Frame, answers: bytearray) -> bytes:
         """The sums of what is in the place of the blocks that are lacking; their answers become DIFFERS. Blocks of
-        zeros are left out: there is nothing that a new block could have in common with them."""
+        zeros are left out: there is nothing that a new block could have in common with them. So is what cannot be
+        read."""
         lacking = [
             position
             for position, index in enumerate(frame.indices)
             if answers[position] == Answer.LACKING and head.digests[index] != ZERO_DIGEST
         ]
-        for position in lacking:
-            answers[position] = Answer.DIFFERS
         indices = [frame.indices[position] for position in lacking]
-        older = self._older.read(head, indices)
-        return b"".join([page_sums(run.block(indices[position])) for run in older for position in run.positions])
+        sums = []
+        for older in self._older.read(head, indices):
+            for position in older.positions:
+                answers[lacking[position]] = Answer.DIFFERS
+                sums.append(page_sums(older.block(indices[position])))
+        return b"".join(sums)
 
     def apply(self, head: Head, frame: Frame) -> tuple[int, list[int]]:
         """Write the blocks of a PATCHES frame. Returns how many were written, and those that did not come out as
-        announced. Raises BadFrame."""
+        announced, or had nothing that could be read to put them upon. Raises BadFrame."""
         patches = list(read_patches(frame, head.grid))
-        wrong: list[int] = []
+        wrong = set(range(len(patches)))
         for older in self._older.take(head, frame.indices):
             good: list[int] = []
             for position in older.positions:
                 block = older.block(frame.indices[position])
                 patches[position].apply(block)
-                (good if block_digest(block) == patches[position].digest else wrong).append(position)
+                if block_digest(block) == patches[position].digest:
+                    good.append(position)
             indices = tuple(frame.indices[position] for position in good)
             for start, stop in consecutive(indices):
                 blocks = range(indices[start], indices[stop - 1] + 1)
                 digests = b"".join([patches[position].digest for position in good[start:stop]])
                 head.take(blocks, digests, older.blocks(blocks))
-        return len(patches) - len(wrong), [frame.indices[position] for position in wrong]
+            wrong.difference_update(good)
+        return len(patches) - len(wrong), [frame.indices[position] for position in sorted(wrong)]
 
     def forget(self, head: Head) -> None:
         """Its push has ended."""

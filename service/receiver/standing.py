@@ -56,9 +56,9 @@ class Standing:
         heads: list[Head] = []
         try:
             for key, grid in volumes:
-                heads.append(Head.reopen(self._site, key, grid, self._cache(key)))
                 with self._lock:
-                    del self._proven[key]
+                    del self._proven[key]  # nor is it if it cannot be opened: the next one looks what is wrong
+                heads.append(Head.reopen(self._site, key, grid, self._cache(key)))
         except BaseException:
             for head in heads:
                 head.close()

@@ -198,6 +198,21 @@ def test_all_that_was_under_way_on_a_line_that_is_cut_goes_again(
     assert len(server.connections) == 2
 
 
+def test_a_line_that_stays_silent_is_given_up_however_often_there_is_more_to_send(
+    pool: LinePool, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.lines.LINES", 1)
+    first = pool.ask("POST", "/wait", [b"1"], {}, 1.0, brief=True)
+    assert server.waiting.wait(PATIENCE_SECONDS)
+
+    def is_given_up() -> bool:
+        pool.ask("POST", "/", [b"2"], {}, brief=True)
+        return first.done()
+
+    eventually(is_given_up)
+    assert isinstance(first.exception(), TimeoutError)
+
+
 def test_to_a_service_that_is_far_all_lines_are_made_together_if_much_is_to_be_sent(
     server: Server, pool: LinePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,11 +102,12 @@ class LayerIO:
     def zero(self, offset: int, length: int) -> None:
         self._check_range(offset, length)
         with self._in_use():
-            for begin, part_bytes, is_whole in self._parts(offset, length):
-                if is_whole:
-                    self._zero_clusters(begin // self._layout.cluster_bytes, part_bytes)
-                else:
-                    self._write_within(begin, memoryview(bytes(part_bytes)))
+            for stretch, stretch_bytes in self._stretches(offset, length):
+                for begin, part_bytes, is_whole in self._parts(stretch, stretch_bytes):
+                    if is_whole:
+                        self._zero_clusters(begin // self._layout.cluster_bytes, part_bytes)
+                    else:
+                        self._write_within(begin, memoryview(bytes(part_bytes)))
 
     def flush(self) -> None:
         with self._in_use(), self._changed:
@@ -187,6 +188,7 @@ class LayerIO:
                     continue
                 with self._changed:
                     self._clusters.put_zero(run)
+                    self._make_room()  # for tables that were made
                 if run.place is not None:
                     self._file.punch(run.place, run.count * size)
 
@@ -251,6 +253,14 @@ class LayerIO:
         if used_bytes >= self._room_bytes:
             self._room_bytes = used_bytes + AHEAD_BYTES
             self._file.resize(self._room_bytes)
+
+    def _stretches(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """The range in parts that have one table of level 2 each: a disk that shrinks or grows may do so by TiBs."""
+        most, end = self._layout.table_entries * self._layout.cluster_bytes, offset + length
+        while offset < end:
+            stop = min(end, (offset // most + 1) * most)
+            yield offset, stop - offset
+            offset = stop
 
     def _parts(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
         """Offset, length, and whether it is whole clusters: at most three, of which one is."""

@@ -55,6 +55,23 @@ def test_what_a_socket_gets_keeps_to_the_rate_and_a_change_is_noticed_meanwhile(
     assert raised  # the rest at the old rate would be half an hour, which no test is given
 
 
+def test_a_body_is_not_charged_whole_to_a_limit_that_comes_in_between(tmp_path: Path) -> None:
+    """At the lowest limit 4 MiB are two minutes in which no line says anything."""
+    looks = 0
+
+    def clock() -> float:
+        nonlocal looks
+        looks += 1
+        if looks == 3:  # after the bucket's and the first look at the settings
+            save(tmp_path, Settings(Limit(32_000)))
+        return float(looks)
+
+    pace = Pace(tmp_path, clock)
+    parts = pace.parts([bytes(4 << 20)])
+    assert len(next(parts)) in (4 << 20, 4 << 10)
+    assert pace._bucket.wait_seconds(clock()) < 1
+
+
 def test_those_who_wait_go_on_when_the_push_is_over(tmp_path: Path) -> None:
     save(tmp_path, Settings(Limit(32_000)))
     pace = Pace(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 
 import pytest
@@ -11,6 +13,7 @@ from agent.protocol.errors import BadFrame
 from agent.protocol.frames import Answer, encode_blocks, encode_offer, encode_zeros
 from agent.protocol.grid import BlockGrid
 from agent.protocol.pages import PAGE_BYTES, SUM_BYTES, Patch, differing_pages, encode_patches, page_sums
+from recovery.sites.contract import VolumeKey
 from tests.service.receiver.pushing import BLOCK, SERVER, Bench, Pusher
 
 BLOCKS = 8
@@ -155,3 +158,32 @@ def test_blocks_near_and_far_are_patched_each_with_its_own_and_nothing_between_i
     body = encode_blocks([2, 65], b"".join(map(block_digest, whole)), whole)
     bench.receiver.blocks(SERVER.id, session, 0, body)
     assert bench.content(pusher.commit(session, fresh).id) == fresh
+
+
+def test_where_the_older_blocks_cannot_be_read_new_ones_go_whole(
+    bench: Bench, pusher: Pusher, image: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad sector in a point must not keep the server from getting new ones."""
+    older = pusher.push(image)
+    fresh = changed(image, (1, 0), (6, 8))
+    session = pusher.begin(fresh).session
+    patcher = Patcher(bench, session)
+    point = bench.site.snapshot_location(VolumeKey(SERVER.id, 0), older.id)
+    read = os.preadv
+
+    def failing(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if os.path.sameopenfile(descriptor, bad):
+            raise OSError(errno.EIO, "Input/output error")
+        return read(descriptor, buffers, offset)
+
+    bad = os.open(point, os.O_RDONLY)
+    try:
+        monkeypatch.setattr(os, "preadv", failing)
+        answers, sums = patcher.offer(fresh, 0, 1, 6)
+        assert list(answers) == [Answer.HAVE, Answer.LACKING, Answer.LACKING] and not sums
+        assert patcher.patch(fresh, {1: [0]}) == (0, [1])
+        pusher.send(session, fresh, [1, 6])
+        made = pusher.commit(session, fresh)
+    finally:
+        os.close(bad)
+    assert bench.content(made.id) == fresh

@@ -132,6 +132,19 @@ def test_what_a_push_brought_is_not_read_back_when_its_session_was_closed_in_goo
     assert bench.content(pusher.push(old).id) == old
 
 
+def test_a_head_that_was_damaged_after_it_was_closed_in_good_order_is_made_anew(bench: Bench, pusher: Pusher) -> None:
+    image = make_image(8, seed=1)
+    begun = pusher.begin(image)
+    pusher.send(begun.session, image, pusher.offer(begun.session, image))
+    bench.receiver.abandon(SERVER.id, begun.session, "the agent gave up")
+    (head,) = bench.folder.glob("site/*/volume-0/head.qcow2")
+    with head.open("r+b") as file:
+        file.write(bytes(512))
+    with pytest.raises(StorageError, match="no qcow2 file"):
+        pusher.begin(image)
+    assert bench.content(pusher.push(image).id) == image
+
+
 def test_a_head_that_was_closed_and_is_resized_is_looked_at_again(bench: Bench, pusher: Pusher) -> None:
     image = make_image(8, seed=1)
     begun = pusher.begin(image)

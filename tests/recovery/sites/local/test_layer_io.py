@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -233,6 +234,27 @@ def test_more_tables_than_are_kept_in_memory_are_written_and_read_again(
         for turn in (1, 2):
             for number in range(40):
                 assert io.read(number * (512 << 20) + turn * 70_000, 5) == bytes([number + turn]) * 5
+    check(path)
+
+
+def test_a_range_of_any_length_is_made_zero_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disks grow and shrink by TiBs."""
+    below, path, size = tmp_path / "below.qcow2", tmp_path / "head.qcow2", 32 << 30
+    create(below, size)
+    with opened(below) as io:
+        io.write(0, b"x" * 70_000)
+        io.write(size - 70_000, b"x" * 70_000)
+    create(path, size, backing=below)
+    monkeypatch.setattr(layer_io, "AHEAD_BYTES", 1 << 20)
+    with opened(path) as io:
+        tracemalloc.start()
+        io.zero(1000, size - 2000)
+        _, most_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most_bytes < 4 << 20
+        assert path.stat().st_size > io._refcounts.end << 16, "so that it is known for one that was not closed"
+        assert io.read(0, 70_000) == b"x" * 1000 + bytes(69_000)
+        assert io.read(size - 70_000, 70_000) == bytes(69_000) + b"x" * 1000
     check(path)
 
 
