@@ -1,8 +1,9 @@
-"""Pages: a changed block travels as those of its 4 KiB pages that changed, where the receiver holds an older block.
+"""Pages: a changed block travels as those of its 4 KiB pages that changed, where the other side holds an older block.
 
-The receiver names the sum of each page that it holds, the lower half of its CRC-32; the sender compares them with its
-own and sends the pages that differ. Sums are short, so one changed page in 65,536 is missed: the digest of the whole
-block proves the result, and a block that fails it is sent whole. A PATCHES frame's payload, before packing, is
+Who gets the block (the receiver of a push, the agent that pulls) names the sum of each page that it holds, the lower
+half of its CRC-32; the other side compares them with its own and sends the pages that differ. Sums are short, so one
+changed page in 65,536 is missed: the digest of the whole block proves the result, and a block that fails it is sent
+whole. A PATCHES frame's payload, before packing, is
 
     for each block one bit for each of its pages, lowest first, in block_bytes / 32768 bytes (at least one),
     then the pages whose bits are set, in order; only the last page of a volume may be short.
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from agent.protocol.errors import BadFrame
-from agent.protocol.frames import Frame, Kind, patches_frame
+from agent.protocol.frames import HEADER_BYTES, Frame, Kind, decode_single, frame_bytes, patches_frame
 from agent.protocol.grid import BlockGrid
 
 PAGE_BYTES = 4096
@@ -37,11 +38,27 @@ def page_sums(block: Buffer) -> bytes:
     return struct.pack(f"<{len(sums)}H", *sums)
 
 
-def differing_pages(block: Buffer, other_sums: bytes) -> list[int]:
+def differing_pages(block: Buffer, other_sums: Buffer) -> list[int]:
     """The pages of `block` whose sums are not those of another block of the same length."""
     shape = f"<{len(other_sums) // SUM_BYTES}H"
     sums = zip(struct.unpack(shape, page_sums(block)), struct.unpack(shape, other_sums), strict=True)
     return [page for page, (own, other) in enumerate(sums) if own != other]
+
+
+def read_offer_with_sums(body: Buffer, grid: BlockGrid) -> tuple[Frame, list[memoryview]]:
+    """An OFFER, and for each of its blocks the sums of the pages of what is held, which follow it. Raises BadFrame."""
+    view = memoryview(body)
+    at = frame_bytes(view[:HEADER_BYTES])
+    offer = decode_single(view[:at], Kind.OFFER)
+    offer.check_against(grid)
+    sums = []
+    for index in offer.indices:
+        end = at + page_count(grid.length(index)) * SUM_BYTES
+        sums.append(view[at:end])
+        at = end
+    if at != len(view):
+        raise BadFrame(f"the sums behind the offer should end after {at} bytes, not {len(view)}")
+    return offer, sums
 
 
 @dataclass(frozen=True, slots=True)

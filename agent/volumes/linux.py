@@ -31,6 +31,11 @@ def aligned_buffer(size_bytes: int) -> memoryview:
     return memoryview(mmap.mmap(-1, size_bytes))
 
 
+def is_aligned(buffer: memoryview) -> bool:
+    """Whether O_DIRECT takes this memory. What cannot be written to is Python's own, which is not aligned."""
+    return not buffer.readonly and ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % PAGE_BYTES == 0
+
+
 def open_direct(path: str) -> int:
     """A descriptor that reads and writes round the page cache; -1 where the filesystem cannot (tmpfs)."""
     try:

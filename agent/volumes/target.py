@@ -24,9 +24,9 @@ _NO_ZEROING = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY)
 class TargetVolume:
     """An open target of `size_bytes`, held exclusively; use it as a context manager, or `close()` it.
 
-    It is written round the page cache where that is possible, by way of an aligned copy: filling the cache costs more
-    than the copy. Image files are read through the cache, which may have them; devices never. All methods may be called
-    from several threads, and release the GIL while they wait.
+    It is written round the page cache where that is possible, by way of an aligned copy of what is not aligned: filling
+    the cache costs more than the copy. Image files are read through the cache, which may have them; devices never. All
+    methods may be called from several threads, and release the GIL while they wait.
     """
 
     def __init__(self, path: str, size_bytes: int, is_device: bool, writer: int, reader: int) -> None:
@@ -116,7 +116,7 @@ class TargetVolume:
         view = memoryview(data)
         with _translated(self.path, f"cannot be written at offset {offset}"):
             if self._direct >= 0 and offset % linux.PAGE_BYTES == 0 and len(view) % linux.PAGE_BYTES == 0:
-                view = self._copied(view)
+                view = view if linux.is_aligned(view) else self._copied(view)
                 while view:
                     count = os.pwrite(self._direct, view, offset)
                     view, offset = view[count:], offset + count

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, Protocol, TypeVar
 
@@ -26,10 +27,13 @@ from agent.protocol.messages import (
 )
 from recovery.control import Server
 from service.receiver.admission import Admission
-from service.receiver.pull import COMPRESSION_LEVEL, PointReader
+from service.receiver.manifest import Manifest
+from service.receiver.pull import COMPRESSION_LEVEL, Answer, PointReader
 from service.receiver.receiver import Receiver
 
 MAX_FRAME_BYTES = head_bytes(MAX_BLOCKS) + MAX_PLAIN_BYTES
+BLOCKS_TYPE = "application/octet-stream"
+SLICE_BYTES = 256 << 10
 SILENCE_SECONDS = 30.0
 """A body that brings nothing for so long is given up: its room is for others. Agents send it again."""
 
@@ -94,6 +98,7 @@ class ReceiverHttp:
             web.post("/agent/v1/sessions/{session}/abandon", self._abandon),
             web.get("/agent/v1/points/{point}", self._point),
             web.post("/agent/v1/points/{point}/volumes/{volume}/diff", self._diff),
+            web.post("/agent/v1/points/{point}/volumes/{volume}/pages", self._pages),
             web.post("/agent/v1/points/{point}/volumes/{volume}/pulled", self._pulled),
         ]
 
@@ -125,7 +130,7 @@ class ReceiverHttp:
         answers = await self._run_with_body(
             request, lambda body: self._receiver.offer(caller.server_id, session, volume, body, with_sums=sums)
         )
-        return web.Response(body=answers, content_type="application/octet-stream")
+        return web.Response(body=answers, content_type=BLOCKS_TYPE)
 
     async def _blocks(self, request: web.Request) -> web.Response:
         caller = self._gatekeeper.agent_of(request)
@@ -160,16 +165,24 @@ class ReceiverHttp:
         point = await self._run(lambda: self._gatekeeper.point_of(caller.server_id, request.match_info["point"]))
         return web.json_response(to_json(point))
 
-    async def _diff(self, request: web.Request) -> web.Response:
+    async def _diff(self, request: web.Request) -> web.StreamResponse:
+        by_name, brief = (request.query.get(name) == "1" for name in ("pages", "brief"))
+        return await self._pull(request, lambda *about: self._reader.differing(*about, by_name=by_name, brief=brief))
+
+    async def _pages(self, request: web.Request) -> web.StreamResponse:
+        return await self._pull(request, self._reader.pages)
+
+    async def _pull(
+        self, request: web.Request, read: Callable[[Manifest, int, bytearray, int], Answer]
+    ) -> web.StreamResponse:
         caller = self._gatekeeper.agent_of(request)
         point_id, volume = request.match_info["point"], volume_of(request)
         level = _number(request.query.get("level", str(COMPRESSION_LEVEL)), "level")
 
-        def differing(body: bytearray) -> bytes:
-            manifest = self._receiver.archive.manifest(caller.server_id, point_id)
-            return self._reader.differing(manifest, volume, body, level)
+        def work(body: bytearray) -> Answer:
+            return read(self._receiver.archive.manifest(caller.server_id, point_id), volume, body, level)
 
-        return web.Response(body=await self._run_with_body(request, differing), content_type="application/octet-stream")
+        return await answered(request, (await self._run_with_body(request, work)).body())
 
     async def _pulled(self, request: web.Request) -> web.Response:
         caller = self._gatekeeper.agent_of(request)
@@ -221,6 +234,22 @@ async def read_body(request: web.Request, limit_bytes: int) -> bytearray:
 def _check_length(size_bytes: int, limit_bytes: int) -> None:
     if size_bytes > limit_bytes:
         raise BadFrame(f"a body of {size_bytes} bytes or more is over the limit of {limit_bytes}")
+
+
+async def answered(request: web.Request, body: Sequence[bytes | bytearray | memoryview]) -> web.StreamResponse:
+    """Send a body in parts, a little at a time: TLS keeps a copy of what it was given until that is on its way."""
+    if sum(map(len, body)) <= SLICE_BYTES:
+        return web.Response(body=b"".join(body), content_type=BLOCKS_TYPE)
+    response = web.StreamResponse()
+    response.content_type = BLOCKS_TYPE
+    response.content_length = sum(map(len, body))
+    with contextlib.suppress(ConnectionError):  # who asked is gone, and asks again on another line
+        await response.prepare(request)
+        for part in body:
+            for at in range(0, len(part), SLICE_BYTES):
+                await response.write(memoryview(part)[at : at + SLICE_BYTES])
+        await response.write_eof()
+    return response
 
 
 async def read_message(request: web.Request, cls: type[T], *, strict: bool = False) -> T:

@@ -77,7 +77,7 @@ class OlderBlocks:
     def read(self, head: Head, indices: Sequence[int]) -> Iterator[Run]:
         """What was in the place of these blocks, which rise, some at a time; a run's memory is the caller's until the
         next is asked for. They are kept for `take`, as they are then."""
-        for positions in _near(head.grid, indices):
+        for positions in near(head.grid, indices):
             kept = self._room()
             try:
                 run = self._read(head, indices, positions, self._memory() if kept is None else kept.memory)
@@ -110,8 +110,8 @@ class OlderBlocks:
                     yield Run(head.grid, range(start, stop), kept.first, kept.memory)
                     self._release(found[start:stop])
                 else:
-                    for near in _near(head.grid, indices[start:stop]):
-                        positions = range(start + near.start, start + near.stop)
+                    for some in near(head.grid, indices[start:stop]):
+                        positions = range(start + some.start, start + some.stop)
                         run = self._read(head, indices, positions, self._memory())
                         if run is not None:
                             yield run
@@ -172,7 +172,7 @@ class OlderBlocks:
         return memory
 
 
-def _near(grid: BlockGrid, indices: Sequence[int]) -> Iterator[range]:
+def near(grid: BlockGrid, indices: Sequence[int]) -> Iterator[range]:
     """Positions of blocks that are worth one read, in order."""
     most, gap = READ_BYTES // grid.block_bytes, 1 + GAP_BYTES // grid.block_bytes
     start = 0

@@ -11,11 +11,11 @@ from aiohttp import web
 
 from agent.protocol.digests import DIGEST_BYTES
 from agent.protocol.errors import UsageError
-from agent.protocol.frames import Kind, decode, encode_offer, encode_until
+from agent.protocol.frames import encode_offer
 from agent.protocol.grid import BlockGrid
-from service.receiver.http import volume_of
+from service.receiver.http import answered, volume_of
 from service.receiver.manifest import Manifest
-from service.receiver.pull import PointReader
+from service.receiver.pull import Buffer, PointReader
 from service.receiver.receiver import Receiver
 
 MAX_EXPORT_BLOCKS = 1024
@@ -52,7 +52,7 @@ class OperatorHttp:
             web.get("/api/v1/points/{point}/volumes/{volume}/blocks", self._blocks),
         ]
 
-    async def _blocks(self, request: web.Request) -> web.Response:
+    async def _blocks(self, request: web.Request) -> web.StreamResponse:
         """The data of blocks [start, start + count) as frames; blocks of zeros are left out."""
         loop = asyncio.get_running_loop()
         tenant, volume = self._tenant_of(request), volume_of(request)
@@ -60,28 +60,25 @@ class OperatorHttp:
         if not 0 < count <= MAX_EXPORT_BLOCKS:
             raise UsageError(f"{count} blocks were asked for; 1 to {MAX_EXPORT_BLOCKS} are possible at once")
 
-        def read() -> bytes:
+        def read() -> list[Buffer]:
             listed = self._rows.get(request.match_info["point"], tenant)
             manifest = self._receiver.archive.manifest(listed.server_id, listed.point.id)
             described = manifest.volume(volume)
             grid = BlockGrid(described.size_bytes, described.block_bytes)
             if count * grid.block_bytes > MAX_EXPORT_BYTES:
                 raise UsageError(f"{count} blocks of {grid.block_bytes} bytes are too many at once", "ask for fewer")
-            return b"".join(self._data(manifest, volume, range(start, min(start + count, grid.count))))
+            return list(self._data(manifest, volume, range(start, min(start + count, grid.count))))
 
-        return web.Response(
-            body=await loop.run_in_executor(self._threads, read), content_type="application/octet-stream"
-        )
+        return await answered(request, await loop.run_in_executor(self._threads, read))
 
-    def _data(self, manifest: Manifest, volume: int, blocks: range) -> Iterator[bytes]:
+    def _data(self, manifest: Manifest, volume: int, blocks: range) -> Iterator[Buffer]:
         """Frames of all data in these blocks, from as many answers as that takes."""
         while blocks:
             # who holds nothing but zeros lacks exactly the data
             offer = encode_offer(list(blocks), bytes(len(blocks) * DIGEST_BYTES))
             answer = self._reader.differing(manifest, volume, offer)
-            until = [frame.indices[0] for frame in decode(answer) if frame.kind is Kind.UNTIL]
-            yield answer[: -len(encode_until(until[0]))] if until else answer
-            blocks = range(until[0], blocks.stop) if until else range(0)
+            yield from answer.frames
+            blocks = range(0) if answer.until is None else range(answer.until, blocks.stop)
 
 
 def _number(request: web.Request, name: str) -> int:

@@ -241,6 +241,7 @@ def test_one_servers_agent_gets_at_nothing_of_anothers(
         lambda: stranger.ask("GET", f"/agent/v1/points/{point}"),
         lambda: stranger.ask("GET", "/agent/v1/points/latest"),
         lambda: stranger.ask("POST", f"/agent/v1/points/{point}/volumes/0/diff", everything),
+        lambda: stranger.ask("POST", f"/agent/v1/points/{point}/volumes/0/pages", everything),
         lambda: stranger.post(
             f"/agent/v1/points/{point}/volumes/0/pulled", {"root": root_of(content), "machine_id": "m"}
         ),
@@ -363,4 +364,5 @@ def test_pulled_reports_that_are_not_true_are_refused(hostile: Hostile) -> None:
         encode_offer([1], bytes(32)) * 2,
         good_blocks([1], random.Random(1)),
     ):
-        assert hostile.ask("POST", f"/agent/v1/points/{point}/volumes/0/diff", body).code == "bad_frame"
+        for what in ("diff", "diff?pages=1", "diff?pages=1&brief=1", "pages"):
+            assert hostile.ask("POST", f"/agent/v1/points/{point}/volumes/0/{what}", body).code == "bad_frame"

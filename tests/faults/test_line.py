@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,14 +67,23 @@ def test_a_cut_costs_no_more_than_what_the_line_carries_in_a_second(
     ledger.check(service)
 
 
+@pytest.mark.parametrize("stale", [False, True])
 @pytest.mark.parametrize("harm", [Harm.RESET, Harm.CORRUPT, Harm.DUPLICATE])
 def test_a_pull_lives_through(
-    harm: Harm, relay: Relay, agent: Agent, image: Path, ledger: Ledger, tmp_path: Path
+    harm: Harm, stale: bool, relay: Relay, agent: Agent, image: Path, ledger: Ledger, tmp_path: Path
 ) -> None:
+    """Onto a stale disk, of whose blocks the pages come, as well as onto one with other content."""
     agent.protect(image)
     ledger.reported(agent.push(), image)
     onto = make_image(tmp_path / "old.raw", random.Random(3), 24 << 20)
-    relay.arm(Fault(harm, after_bytes=5_000))
+    if stale:
+        shutil.copyfile(image, onto)
+        rng = random.Random(4)
+        with onto.open("r+b") as disk:
+            for page in rng.sample(range(onto.stat().st_size // 4096), 200):
+                disk.seek(page * 4096)
+                disk.write(rng.randbytes(4096))
+    relay.arm(Fault(harm, after_bytes=24_000 if stale else 5_000))  # the offer of all blocks has 15,000
     agent.pull(onto).document  # noqa: B018  # asserts
     assert relay.struck.is_set()
     assert onto.read_bytes() == image.read_bytes()

@@ -106,7 +106,7 @@ class SecondAgent:
         self._session: str | None = None
         self._known: dict[str, list[bytes]] = {}
         """The digests under each root that a commit of ours was answered with."""
-        self.sent_blocks = self.patched_blocks = self.offered_unknowing = 0
+        self.sent_blocks = self.patched_blocks = self.pulled_patches = self.offered_unknowing = 0
 
     def enrol(self, token: str) -> dict[str, Any]:
         """Get an identity for an enrolment token. Believes the service by the fingerprint in it."""
@@ -210,37 +210,63 @@ class SecondAgent:
         self.sent_blocks += len(whole)
         self.patched_blocks += len(patched)
 
-    def pull(self, point: str, held: bytes) -> bytes:
-        """What volume 0 of a point holds, for somebody who holds `held` already."""
+    def pull(self, point: str, held: bytes, *, pages: bool = True) -> bytes:
+        """What volume 0 of a point holds, for somebody who holds `held` already, and can patch it or not."""
         found = json.loads(self.ask("GET", f"/agent/v1/points/{point}"))
         volume = found["volumes"][0]
         size_bytes, block_bytes = volume["size_bytes"], volume["block_bytes"]
         target = bytearray(held[:size_bytes].ljust(size_bytes, b"\0"))
         below = f"/agent/v1/points/{found['id']}/volumes/0"
-        blocks = cut(bytes(target), block_bytes)
-        received = 0
-        next_block = 0
-        while next_block < len(blocks):
-            piece = list(range(next_block, min(next_block + 1000, len(blocks))))
-            offer = frame(OFFER, piece, [digest(blocks[at]) for at in piece])
-            answer = self.ask("POST", f"{below}/diff?level=3", offer)
-            received += len(answer)
-            next_block = piece[-1] + 1
-            for kind, indices, digests, payload in frames(answer):
-                if kind == UNTIL:
-                    next_block = indices[0]
-                    continue
-                used = 0
-                for index, expected in zip(indices, digests, strict=True):
-                    length = len(blocks[index])
-                    content = bytes(length) if kind == ZEROS else payload[used : used + length]
-                    used += length if kind == BLOCKS else 0
-                    assert digest(content) == expected
-                    target[index * block_bytes : index * block_bytes + length] = content
+        self.received = 0
+        count = len(cut(target, block_bytes))
+        for first in range(0, count, 1000):
+            piece = list(range(first, min(first + 1000, count)))
+            named = self._bring(f"{below}/diff?level=3{'&pages=1' * pages}", piece, target, block_bytes)
+            wrong = self._bring(f"{below}/pages?level=3", named, target, block_bytes)
+            assert not self._bring(f"{below}/diff?level=3", wrong, target, block_bytes)
         back = root(size_bytes, block_bytes, [digest(block) for block in cut(bytes(target), block_bytes)])
         assert back == volume["root"]
-        self.post(f"{below}/pulled", root=back, machine_id=self.machine_id, received_bytes=received)
+        self.post(f"{below}/pulled", root=back, machine_id=self.machine_id, received_bytes=self.received)
         return bytes(target)
+
+    def _bring(self, path: str, indices: list[int], target: bytearray, block_bytes: int) -> list[int]:
+        """Offer these blocks, take what comes; the blocks that were only named, or came out wrong of their pages."""
+        left: list[int] = []
+        while indices:
+            blocks = {at: bytes(target[at * block_bytes : (at + 1) * block_bytes]) for at in indices}
+            body = frame(OFFER, indices, [digest(blocks[at]) for at in indices])
+            if "/pages" in path:
+                sums = [zlib.crc32(page) & 0xFFFF for at in indices for page in cut(blocks[at], PAGE)]
+                body += struct.pack(f"<{len(sums)}H", *sums)
+            answer = self.ask("POST", path, body)
+            self.received += len(answer)
+            indices = []
+            for kind, named, digests, payload in frames(answer):
+                if kind == UNTIL:
+                    indices = [at for at in blocks if at >= named[0]]
+                    continue
+                if kind == OFFER:
+                    left += named
+                    continue
+                width = max(1, block_bytes // 32768) if kind == PATCHES else 0
+                bitmaps = cut(payload[: width * len(named)], width) if width else []
+                used = width * len(named)
+                for position, (at, expected) in enumerate(zip(named, digests, strict=True)):
+                    block = bytearray(len(blocks[at])) if kind == ZEROS else bytearray(blocks[at])
+                    pages = range(0, len(block), PAGE) if kind != ZEROS else ()
+                    for number, begin in enumerate(pages):
+                        if kind == BLOCKS or int.from_bytes(bitmaps[position], "little") >> number & 1:
+                            length = min(PAGE, len(block) - begin)
+                            block[begin : begin + length] = payload[used : used + length]
+                            used += length
+                    if digest(bytes(block)) == expected:
+                        target[at * block_bytes : at * block_bytes + len(block)] = block
+                        self.pulled_patches += kind == PATCHES
+                    else:
+                        assert kind == PATCHES
+                        left.append(at)
+                assert used == len(payload)
+        return left
 
     # --- HTTP ---
 

@@ -85,8 +85,11 @@ def test_it_pushes_sends_what_changed_and_pulls_what_differs(
     assert service.ask("export", first["id"], "--format", "raw", out).code == 0
     assert out.read_bytes() == old
     for held in (b"", old, bytes(volume), random.Random(2).randbytes(len(volume))):
-        assert second.pull("latest", held) == volume
+        for pages in (True, False):
+            assert second.pull("latest", held, pages=pages) == volume
+    second.pulled_patches = 0
     assert second.pull(first["id"], bytes(volume)) == old
+    assert second.pulled_patches == 3, "of the four blocks that changed a little the last has but one page"
 
 
 def test_without_its_memory_it_offers_nothing_of_what_is_the_same(second: SecondAgent, volume: bytearray) -> None:

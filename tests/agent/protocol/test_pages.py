@@ -10,9 +10,19 @@ from hypothesis import strategies as st
 
 from agent.protocol.digests import block_digest
 from agent.protocol.errors import BadFrame, UnderstudyError
-from agent.protocol.frames import Kind, decode_single, patches_frame
+from agent.protocol.frames import Kind, decode_single, encode_offer, encode_zeros, patches_frame
 from agent.protocol.grid import BlockGrid
-from agent.protocol.pages import PAGE_BYTES, Patch, differing_pages, encode_patches, page_sums, read_patches
+from agent.protocol.pages import (
+    PAGE_BYTES,
+    SUM_BYTES,
+    Patch,
+    differing_pages,
+    encode_patches,
+    page_count,
+    page_sums,
+    read_offer_with_sums,
+    read_patches,
+)
 
 BLOCK = 64 << 10
 GRID = BlockGrid(3 * BLOCK + 4096 + 512, BLOCK)
@@ -98,3 +108,26 @@ def test_no_payload_does_more_than_be_refused(plain: bytes, indices: list[int]) 
     except UnderstudyError:
         return
     assert sum(len(content) for patch in patches for content in patch.contents) <= len(plain)
+
+
+@given(st.binary(max_size=200), st.integers(0, 120), st.lists(st.integers(0, 5), max_size=4, unique=True))
+def test_an_offer_with_sums_has_the_sums_of_each_block_or_is_refused(tail: bytes, cut: int, indices: list[int]) -> None:
+    indices.sort()
+    offer = encode_offer(indices, bytes(32 * len(indices)))
+    for body in (offer + tail, offer[:cut], tail):
+        try:
+            read, sums = read_offer_with_sums(body, GRID)
+        except UnderstudyError:
+            continue
+        assert read.indices == tuple(indices)
+        assert [len(one) for one in sums] == [SUM_BYTES * page_count(GRID.length(index)) for index in indices]
+        assert offer + b"".join(sums) == body
+
+
+def test_an_offer_may_be_followed_by_its_sums_and_by_nothing_else() -> None:
+    offer = encode_offer([1, 3], bytes(64))
+    sums = bytes(range(2 * 16)) + b"wxyz"
+    assert read_offer_with_sums(offer + sums, GRID)[1] == [sums[:32], sums[32:]]
+    for body in (offer, offer + sums[:-1], offer + sums + b"\0", encode_zeros([1, 3]) + sums, offer[:-1]):
+        with pytest.raises(BadFrame):
+            read_offer_with_sums(body, GRID)

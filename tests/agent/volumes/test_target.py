@@ -49,6 +49,20 @@ def test_what_is_written_and_zeroed_is_read_back_from_the_medium(tmp_path: Path)
     assert path.read_bytes() == expected
 
 
+def test_memory_that_the_disk_can_read_from_itself_is_written_as_it_is(tmp_path: Path) -> None:
+    memory = aligned_buffer(MIB)
+    memory[:] = os.urandom(MIB)
+    before = bytes(memory)
+    with TargetVolume.open(tmp_path / "disk.img", 4 * MIB) as target:
+        target.write(MIB, memory)
+        target.write(2 * MIB + 512, memory[: MIB // 2])  # no whole page's place
+        target.write(3 * MIB, memory[512 : MIB // 2 + 512])  # no whole page in memory
+        assert memory == before
+        assert target.read_back(MIB, MIB) == before
+        assert bytes(target.read_back(2 * MIB + 512, MIB // 2)) == before[: MIB // 2]
+        assert bytes(target.read_back(3 * MIB, MIB // 2)) == before[512 : MIB // 2 + 512]
+
+
 def test_zeroed_ranges_of_a_file_become_holes(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(os.urandom(4 * MIB))

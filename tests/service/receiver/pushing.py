@@ -19,6 +19,7 @@ from recovery.sites.contract import VolumeKey
 from recovery.sites.local import LocalSite
 from service.receiver.manifest import Manifest
 from service.receiver.points import PointArchive
+from service.receiver.pull import Answer as PullAnswer
 from service.receiver.receiver import Receiver
 from service.receiver.retention import Retention
 from service.store.database import Database
@@ -134,6 +135,11 @@ class Pusher:
         for volume, image in enumerate(images):
             self.send(begun.session, image, self.offer(begun.session, image, volume), volume)
         return self.commit(begun.session, *images)
+
+
+def answer_of(answer: PullAnswer) -> bytes:
+    """What is answered to a pull, as it travels."""
+    return b"".join(answer.body())
 
 
 def digests_of(image: bytes) -> DigestMap:

@@ -14,7 +14,7 @@ from recovery.sites.contract import VolumeKey
 from service.receiver.manifest import sealed, unsealed
 from service.receiver.pull import PointReader
 from service.receiver.retention import superfluous
-from tests.service.receiver.pushing import BLOCK, SERVER, Bench, Pusher, changed, digests_of, make_image
+from tests.service.receiver.pushing import BLOCK, SERVER, Bench, Pusher, answer_of, changed, digests_of, make_image
 
 
 def series(pusher: Pusher, count: int) -> list[tuple[str, bytes]]:
@@ -90,7 +90,7 @@ def test_a_pull_gets_exactly_the_blocks_that_differ(bench: Bench, pusher: Pusher
     point = pusher.push(new)
     reader = PointReader(bench.archive)
     manifest = bench.archive.manifest(SERVER.id, point.id)
-    body = reader.differing(manifest, 0, encode_offer(list(range(20)), digests_of(old).run(range(20))))
+    body = answer_of(reader.differing(manifest, 0, encode_offer(list(range(20)), digests_of(old).run(range(20)))))
     grid, target, named = BlockGrid(20 * BLOCK), bytearray(old), set()
     for frame in decode(body):
         named |= set(frame.indices)
@@ -99,7 +99,7 @@ def test_a_pull_gets_exactly_the_blocks_that_differ(bench: Bench, pusher: Pusher
             target[index * BLOCK : (index + 1) * BLOCK] = payload[position * BLOCK : (position + 1) * BLOCK]
     assert target == new
     assert named == {i for i in range(20) if old[i * BLOCK : (i + 1) * BLOCK] != new[i * BLOCK : (i + 1) * BLOCK]}
-    assert reader.differing(manifest, 0, encode_offer(list(range(20)), digests_of(new).run(range(20)))) == b""
+    assert reader.differing(manifest, 0, encode_offer(list(range(20)), digests_of(new).run(range(20)))).body() == []
     reader.close()
 
 

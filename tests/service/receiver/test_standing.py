@@ -10,7 +10,7 @@ from agent.protocol.frames import Kind, decode, encode_offer
 from recovery.sites.contract import VolumeKey
 from service.receiver import pull
 from service.receiver import session as session_module
-from tests.service.receiver.pushing import BLOCK, SERVER, Bench, Pusher, changed, digests_of, make_image
+from tests.service.receiver.pushing import BLOCK, SERVER, Bench, Pusher, answer_of, changed, digests_of, make_image
 
 
 def test_a_volume_that_was_not_protected_for_a_while_is_not_taken_for_zeros(bench: Bench, pusher: Pusher) -> None:
@@ -169,10 +169,10 @@ def test_an_answer_to_a_pull_has_a_limit(bench: Bench, pusher: Pusher, monkeypat
     point = pusher.push(b"\x05" * (5 * BLOCK))
     manifest = bench.archive.manifest(SERVER.id, point.id)
     reader = pull.PointReader(bench.archive)
-    blocks, until = decode(reader.differing(manifest, 0, encode_offer(range(5), bytes(5 * 32))))
+    blocks, until = decode(answer_of(reader.differing(manifest, 0, encode_offer(range(5), bytes(5 * 32)))))
     assert (blocks.kind, blocks.indices) == (Kind.BLOCKS, (0, 1, 2, 3))
     assert (until.kind, until.indices) == (Kind.UNTIL, (4,))
-    (rest,) = decode(reader.differing(manifest, 0, encode_offer((4,), bytes(32))))
+    (rest,) = decode(answer_of(reader.differing(manifest, 0, encode_offer((4,), bytes(32)))))
     assert rest.indices == (4,)
     reader.close()
 
