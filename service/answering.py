@@ -92,7 +92,7 @@ async def answer(core: Core, options: ServeOptions, resources: contextlib.AsyncE
     retention = Retention(receiver, points, runs.pins, options.keep)
     enrolment = Enrolment(EnrolmentStore(core.database), pki)
     gatekeeper = Gatekeeper(enrolment, servers, points)
-    core.agree(await asyncio.to_thread(receiver.recover))
+    await asyncio.to_thread(lambda: core.agree(receiver.recover()))
     core.receiver.points_known.set()
     book = PlanBook(
         Sources(

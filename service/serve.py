@@ -44,7 +44,7 @@ def serve(options: ServeOptions) -> None:
 async def _serve(options: ServeOptions) -> None:
     async with contextlib.AsyncExitStack() as resources:
         core = Core.open(options.data, options.host, options.database, options.keep_evidence_days, resources)
-        core.agree()  # runs that go on must find the owners that there are
+        core.agree_of_runs()  # runs that go on must find the owners that there are
         # Before all else, and before all points' manifests are read: people wait for these runs.
         core.executor.resume()
         from service.answering import answer  # a third of a second of imports

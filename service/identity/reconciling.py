@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from agent.protocol.errors import StorageError
 from service.identity.ownership_documents import OwnershipDocuments
@@ -28,9 +28,13 @@ def reconcile(
     tell: Tell,
     now: float,
     epochs: Mapping[str, int] | None = None,
+    only: Collection[str] | None = None,
 ) -> None:
-    """`epochs`: the highest epoch of each server's points, where they are known already."""
+    """`epochs`: the highest epoch of each server's points, where they are known already. `only`: ids of servers that
+    cannot wait until all are looked at."""
     for row in servers.every():
+        if only is not None and row.id not in only:
+            continue
         try:
             _agree(row, servers, documents, knows_run, tell, now, (epochs or {}).get(row.id, 0))
         except StorageError as error:  # one document that cannot be read must not keep all other servers from recovery
@@ -74,11 +78,11 @@ def reconciled(
         run = row.failover_run if row.state is ServerState.FAILED_OVER else row.failback_run
         if row.state is not ServerState.PROTECTED and not (run and knows_run(run)):
             row = dataclasses.replace(row, state=ServerState.PROTECTED, state_since=now)
-    if proven_epoch <= row.epoch:
-        return row
-    if row.owner_machine is None:
+    if row.owner_machine is None and 0 < proven_epoch >= row.epoch:
         # somebody owned it at that epoch, so whoever comes first now must not have the same
         return dataclasses.replace(row, epoch=proven_epoch + 1)
+    if proven_epoch <= row.epoch:
+        return row
     return dataclasses.replace(
         row,
         epoch=proven_epoch,

@@ -191,6 +191,12 @@ def test_who_owns_an_identity_changes_only_once_the_site_has_proof_of_it(
             4,
             dataclasses.replace(HOME, owner_machine=None, epoch=5),
         ),
+        (  # claimed within the epoch, and nothing else is left of it
+            dataclasses.replace(HOME, owner_machine=None),
+            None,
+            1,
+            dataclasses.replace(HOME, owner_machine=None, epoch=2),
+        ),
     ],
 )
 def test_the_later_of_two_counts(row: ServerRow, document: ServerRow | None, proven: int, expected: ServerRow) -> None:
@@ -222,3 +228,13 @@ def test_a_document_that_cannot_be_read_keeps_nothing_from_starting_and_points_p
     service.agree(srv_1=2)
     assert service.takes("home") is None
     service.database.close()
+
+
+def test_servers_that_cannot_wait_are_looked_at_alone(tmp_path: Path, site: MemorySite) -> None:
+    service = restored(tmp_path, site)
+    before = service.servers.get("srv-1")
+    arguments = (service.servers, service.documents, lambda _: False, lambda *_: None, 60.0, None)
+    reconcile(*arguments, only={"srv-2"})
+    assert service.servers.get("srv-1") == before
+    reconcile(*arguments, only={"srv-1"})
+    assert service.servers.get("srv-1").epoch > before.epoch
