@@ -144,7 +144,15 @@ class Executor:
 
     def _begin_end(self, run: Run, *, force: bool) -> None:
         again = mark_to_be_called_off(run) if not_called_off(run) is not None else None
-        refuse_end(run, self._store.failbacks(run.id), self._control, force=force)
+        try:
+            refuse_end(run, self._store.failbacks(run.id), self._control, force=force)
+        except Conflict as error:
+            if again is None:
+                raise
+            hint = (
+                f"lose that: understudy end {run.id} --force; or leave all as it is: understudy retry {run.id} --go-on"
+            )
+            raise Conflict(error.message, hint) from None  # there is no way on for it any more
         self._store.save_state(run.id, RunState.ENDING, run.ended_at)
         if again is not None:  # last: without it nobody would know any more what a failed run was in the middle of
             self._store.save_step(run.id, again, run.steps[again])

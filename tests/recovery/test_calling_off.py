@@ -83,8 +83,9 @@ def test_a_server_that_arrived_at_home_meanwhile_is_not_called_back_without_forc
     world.site.before = no_memory
     called_off(world, back)
     world.control.arrived.add("id-web01")
-    with pytest.raises(Conflict, match="has booted at home"):
+    with pytest.raises(Conflict, match="has booted at home") as refused:
         world.executor.retry(back.id)
+    assert f"understudy retry {back.id} --go-on" in refused.value.hint
     stuck = world.store.get(back.id)
     assert (stuck.state, not_called_off(stuck) is None) == (RunState.FAILED, False)
 
