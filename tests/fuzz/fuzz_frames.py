@@ -8,10 +8,12 @@ import struct
 import atheris
 
 with atheris.instrument_imports(include=["agent.protocol"]):
+    from agent.protocol.brief import SHORT_BYTES, decode_brief
     from agent.protocol.digests import block_digest
     from agent.protocol.errors import BadFrame, DigestMismatch
     from agent.protocol.frames import HEADER_BYTES, MAX_BLOCKS, Kind, decode, frame_bytes, head_bytes
     from agent.protocol.grid import BlockGrid
+    from agent.protocol.pages import read_offer_with_sums, read_patches
 
 from blake3 import blake3
 
@@ -31,6 +33,9 @@ def one_input(data: bytes) -> None:
     try:
         for frame in decode(body):
             assert len(frame.digests) == 32 * len(frame.indices)
+            if frame.kind is Kind.PATCHES:
+                assert all(patch.index < grid.count for patch in read_patches(frame, grid))
+                continue
             if frame.kind is not Kind.BLOCKS:
                 frame.check_against(grid)
                 continue
@@ -43,6 +48,13 @@ def one_input(data: bytes) -> None:
         pass
     with contextlib.suppress(BadFrame):
         frame_bytes(body[:HEADER_BYTES])
+    with contextlib.suppress(BadFrame):
+        offer, sums = read_offer_with_sums(body, grid)
+        assert len(sums) == len(offer.indices)
+    with contextlib.suppress(BadFrame):
+        blocks, held = decode_brief(body, grid)
+        assert blocks.stop <= grid.count
+        assert len(held) == len(blocks) * SHORT_BYTES
 
 
 def _seal(body: bytearray) -> None:
