@@ -50,6 +50,16 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def forget_cached(path: Path) -> None:
+    """What is read next comes from the disk. Where that once failed to take something, the kernel says so once, and
+    shows it all the same until it needs the memory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
 def make_folder(folder: Path) -> None:
     """With the parents that are missing, durably."""
     if folder.is_dir():

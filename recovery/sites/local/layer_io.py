@@ -21,6 +21,7 @@ from pathlib import Path
 from agent.protocol.errors import StorageError
 from recovery.sites.local.clusters import Clusters, Run
 from recovery.sites.local.disk_file import DiskFile
+from recovery.sites.local.durable import forget_cached, storage_errors
 from recovery.sites.local.layout import Layout, read_layout
 from recovery.sites.local.qcow2 import layers, read_header, repair_leaks
 from recovery.sites.local.qemu_locks import lock_for_writing
@@ -122,6 +123,7 @@ class LayerIO:
             self._changed.wait_for(lambda: not self._inside)
             try:
                 self._clusters.write()
+                self._file.sync()  # else it would not be known for one that was not closed
                 self._file.resize(self._refcounts.end * self._layout.cluster_bytes)
             except StorageError as error:
                 _log.warning("what was written to %s and not flushed is lost: %s", self._path, error)
@@ -283,8 +285,12 @@ def _opened(path: Path) -> tuple[DiskFile, Layout, Refcounts]:
         file.close()
         repair_leaks(path)
         file, layout, refcounts = _locked(path)
-        # behind what is used there is what was being written: new clusters have to begin as zeros
-        file.resize(refcounts.end * layout.cluster_bytes)
+        try:
+            # behind what is used there is what was being written: new clusters have to begin as zeros
+            file.resize(refcounts.end * layout.cluster_bytes)
+        except StorageError:
+            file.close()
+            raise
     return file, layout, refcounts
 
 
@@ -292,6 +298,8 @@ def _locked(path: Path) -> tuple[DiskFile, Layout, Refcounts]:
     file = DiskFile(path, writable=True)
     try:
         lock_for_writing(file.fileno(), path.name)
+        with storage_errors(f"read {path}"):
+            forget_cached(path)
         layout = read_layout(file)
         return file, layout, Refcounts(file, layout)
     except BaseException:
