@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from agent.protocol.errors import NotFound, StorageError
-from recovery.sites.local.durable import check_name, storage_errors, sync_file, sync_folder
+from recovery.sites.local.durable import check_name, forget_cached, storage_errors, sync_file, sync_folder
 from recovery.sites.local.qcow2 import Header, complaints, merge_down, read_header
 from recovery.sites.local.reshape import cover, resize
 
@@ -126,6 +126,7 @@ class Chain:
             return
         path.chmod(0o644)
         child.chmod(0o644)
+        forget_cached(path)  # what an attempt before could not write would be taken for written
         # the size first: the child never looks behind its own end, and behind its backing file's it sees zeros
         size_bytes, child_bytes = read_header(path).size_bytes, read_header(child).size_bytes
         if child_bytes > size_bytes:

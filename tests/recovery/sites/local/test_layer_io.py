@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -25,8 +24,7 @@ from agent.protocol.errors import Conflict, StorageError, StorageFull
 from recovery.sites.local import layer_io
 from recovery.sites.local.disk_file import DiskFile
 from recovery.sites.local.layer_io import LayerIO
-from recovery.sites.local.layout import PLACE
-from tests.faults.harness import Ballast, loop_device, mounted, unmount
+from tests.faults.harness import unmount
 
 REPOSITORY = Path(__file__).parents[4]
 WRITES = """
@@ -533,48 +531,3 @@ def test_what_the_disk_once_failed_to_keep_is_never_called_flushed(
     with pytest.raises(StorageError):
         io.flush()
     io.close()
-
-
-@pytest.mark.root
-def test_what_a_disk_did_not_take_is_not_shown_by_the_kernels_cache_either(tmp_path: Path) -> None:
-    """After a failure the kernel still has the pages, as if they were on the disk. Who reads a file back that was not
-    flushed must not be told by them what it holds: it would be called flushed, and gone when they are."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a filesystem")
-    block, one_table = os.urandom(65_536), 65_536
-    with contextlib.ExitStack() as stack:
-        room = stack.enter_context(mounted("tmpfs", tmp_path / "room", "-t", "tmpfs", "-o", "size=64m"))
-        disk, ballast = room / "disk.img", Ballast(room)
-        with disk.open("wb") as file:
-            file.truncate(256 << 20)
-        device = stack.enter_context(loop_device(disk))
-        subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", "-E", "nodiscard", device], check=True)
-        with mounted(device, tmp_path / "small") as folder:
-            path = folder / "head.qcow2"
-            create(path, 200 << 20)
-            io = LayerIO(path)
-            io.write(0, block)
-            io.flush()
-            io.write(1536 << 16, block)
-            os.sync()
-            table = io._clusters._level1[0] & PLACE
-            subprocess.run(["fallocate", "-p", "-o", str(on_disk(path, table)), "-l", str(one_table), disk], check=True)
-            ballast.fill()  # what has no space by now gets none
-            with pytest.raises(StorageError):
-                io.flush()
-            io.close()
-            ballast.empty()
-            with opened(path) as io:
-                seen = io.read(1536 << 16, 65_536)
-                io.flush()
-        with mounted(device, tmp_path / "small"), opened(path) as io:
-            assert io.read(1536 << 16, 65_536) == seen
-
-
-def on_disk(path: Path, place: int) -> int:
-    """Where on the disk of its filesystem the file has what is at `place`."""
-    listed = subprocess.run(["filefrag", "-v", "-b4096", path], check=True, capture_output=True, text=True)
-    for first, last, begin in re.findall(r"\d+: +(\d+)\.\. *(\d+): +(\d+)\.\.", listed.stdout):
-        if int(first) <= place // 4096 <= int(last):
-            return (int(begin) - int(first)) * 4096 + place
-    raise AssertionError(f"{path} has nothing at {place}")
