@@ -96,10 +96,9 @@ def write_seed(state: State, onto: Path, *, on_progress: Progress = lambda done,
             roots = [digests.root().hex() for digests in maps]
             writer.end(roots)
         for path, digests, root in zip(paths, maps, roots, strict=True):
-            digests.flush()
             grid = digests.grid
             position = Position(root=root, size_bytes=grid.size_bytes, block_bytes=grid.block_bytes)
-            state.keep_digests(path, position)
+            state.keep_digests(path, digests, position)
     return SeedResult(
         file=str(onto),
         seconds=round(time.monotonic() - began, 3),

@@ -155,7 +155,9 @@ class State:
     def locked(self) -> Iterator[None]:
         """Hold the folder for one push. Raises Conflict if another process of this agent pushes."""
         self.make()
-        with open(self.folder / "lock", "w") as file:
+        with _told(self.folder / "lock"):
+            file = open(self.folder / "lock", "w")  # noqa: SIM115  # closed below
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -192,28 +194,28 @@ class State:
         """An empty map beside the cached one, for the push under way; anything left of an earlier try is dropped."""
         folder = self._volume(path)
         fresh = folder / "digests.new"
-        try:
+        with _told(fresh):
             folder.mkdir(parents=True, exist_ok=True)
             fresh.unlink(missing_ok=True)
-        except OSError as error:
-            raise UsageError(f"{fresh} cannot be made: {error.strerror}", "free space, or run as root") from None
         return self._map(fresh, grid)
 
-    def keep_digests(self, path: str, position: Position) -> None:
+    def keep_digests(self, path: str, digests: DigestMap, position: Position) -> None:
         """The new map was committed: it becomes the cached one. A crash in between leaves no position, so no cache."""
         folder = self._volume(path)
         self.forget_digests(path)
-        (folder / "digests.new").replace(folder / "digests")
+        with _told(folder / "digests"):
+            digests.flush()
+            (folder / "digests.new").replace(folder / "digests")
         self._write(folder / "position.json", asdict(position))
 
     def forget_digests(self, path: str) -> None:
-        (self._volume(path) / "position.json").unlink(missing_ok=True)
+        position = self._volume(path) / "position.json"
+        with _told(position):
+            position.unlink(missing_ok=True)
 
     def _map(self, path: Path, grid: BlockGrid) -> DigestMap:
-        try:
+        with _told(path):
             return DigestMap.open(path, grid)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be made: {error.strerror}", "free space, or run as root") from None
 
     def _volume(self, path: str) -> Path:
         return self.folder / "volumes" / hashlib.sha256(path.encode()).hexdigest()[:16]
@@ -240,3 +242,15 @@ class State:
 
     def _write(self, name: str | Path, document: Any) -> None:
         write_whole(self.folder / name, json.dumps(document).encode())
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the system says against making or changing the file becomes a UsageError."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be made or changed: {error.strerror}",
+            "free space, check its disk, or run as root",
+        ) from None

@@ -266,11 +266,8 @@ class _Attempt:
         for path, one in zip(self._paths, watched, strict=True):
             grid = one.volume.grid
             root = one.volume.held.root().hex()
-            one.volume.held.flush()
-            self._state.keep_digests(
-                path,
-                Position(root=root, size_bytes=grid.size_bytes, block_bytes=grid.block_bytes),
-            )
+            position = Position(root=root, size_bytes=grid.size_bytes, block_bytes=grid.block_bytes)
+            self._state.keep_digests(path, one.volume.held, position)
         self._state.save_session(None)
 
     def _progress(self, read_bytes: int) -> None:

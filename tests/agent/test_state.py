@@ -1,6 +1,8 @@
 """The state folder: what is lost when, and what is never half written."""
 
+import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from agent.protocol.errors import Conflict, UsageError
 from agent.protocol.grid import BlockGrid
 from agent.state import Identity, Position, State
+from tests.faults.harness import mounted
 
 GRID = BlockGrid(4 * 65536)
 POSITION = Position(root="ab", size_bytes=GRID.size_bytes, block_bytes=GRID.block_bytes)
@@ -48,9 +51,8 @@ def test_only_one_push_at_a_time(state: State) -> None:
 def test_committed_digests_become_the_cache(state: State) -> None:
     fresh = state.new_digests("/dev/vda", GRID)
     fresh[1] = b"d" * 32
-    fresh.flush()
     assert state.position("/dev/vda") is None
-    state.keep_digests("/dev/vda", POSITION)
+    state.keep_digests("/dev/vda", fresh, POSITION)
     assert state.position("/dev/vda") == POSITION
     assert state.cached_digests("/dev/vda", GRID)[1] == b"d" * 32
 
@@ -61,8 +63,7 @@ def test_digests_of_a_push_that_was_cut_are_dropped(state: State) -> None:
 
 
 def test_forgetting_makes_the_cache_unknown(state: State) -> None:
-    state.new_digests("/dev/vda", GRID)
-    state.keep_digests("/dev/vda", POSITION)
+    state.keep_digests("/dev/vda", state.new_digests("/dev/vda", GRID), POSITION)
     state.forget_digests("/dev/vda")
     assert state.position("/dev/vda") is None
 
@@ -77,6 +78,24 @@ def test_a_folder_named_relatively_serves_like_any_other(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     state = State(Path("here"))
     state.protect(["/dev/vda"])
-    state.new_digests("/dev/vda", GRID)
-    state.keep_digests("/dev/vda", POSITION)
+    state.keep_digests("/dev/vda", state.new_digests("/dev/vda", GRID), POSITION)
     assert State(tmp_path / "here").position("/dev/vda") == POSITION
+
+
+@pytest.mark.root
+def test_a_disk_that_went_read_only_is_told_by_each_that_writes(tmp_path: Path) -> None:
+    """As Linux does after an error of the disk that the state is on."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a filesystem")
+    with mounted("tmpfs", tmp_path / "disk", "-t", "tmpfs", "-o", "size=4m") as folder:
+        state = State(folder / "state")
+        fresh = state.new_digests("/dev/vda", GRID)
+        state.keep_digests("/dev/vda", fresh, POSITION)
+        fresh.close()
+        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        with pytest.raises(UsageError, match=r"lock cannot be .*Read-only"), state.locked():
+            pass
+        with pytest.raises(UsageError, match="Read-only"):
+            state.new_digests("/dev/vda", GRID)
+        with pytest.raises(UsageError, match="Read-only"):
+            state.forget_digests("/dev/vda")
