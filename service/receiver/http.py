@@ -212,6 +212,10 @@ class ReceiverHttp:
 async def read_body(request: web.Request, limit_bytes: int) -> bytearray:
     """The whole body, piece by piece as it comes. Raises BadFrame as soon as it is over the limit, TransportError."""
     _check_length(request.content_length or 0, limit_bytes)
+    if (
+        request.headers.get("Content-Encoding", "identity").lower() != "identity"
+    ):  # room was made for what the head says
+        raise BadFrame("a body travels as it is: Content-Encoding has no place here")
     body = bytearray(request.content_length or 0)  # made once: growing it would move what has come again and again
     filled = 0
     clock = asyncio.get_running_loop().time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -70,3 +71,10 @@ async def test_empty_bodies_come_to_an_end_each_time(port: int) -> None:
     """What aiohttp gives for them is one object for all requests, which remembers that it has been read."""
     for head in ("Content-Length: 0", "Accept: */*", "Content-Length: 0"):
         assert (await answer_to(port, head)).endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("body", [zlib.compress(bytes(900)), b"no such thing"])
+async def test_a_body_that_is_packed_beyond_its_length_is_refused(port: int, body: bytes) -> None:
+    """Room is made for as many bytes as the head says that there will be."""
+    answer = await answer_to(port, f"Content-Encoding: deflate\r\nContent-Length: {len(body)}", body)
+    assert b" 400 " in answer.splitlines()[0] and b"Content-Encoding" in answer
