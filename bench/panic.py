@@ -45,7 +45,7 @@ def measure(estate: Estate, rounds: int, report: Callable[[str], None]) -> list[
 def _command_lines(data: Path) -> dict[str, list[str]]:
     """QEMU's, by server."""
     return {
-        json.loads((folder / "spec.json").read_bytes())["server_name"]: command_line(folder / "pid")
+        json.loads((folder / "spec.json").read_bytes())["spec"]["server_name"]: command_line(folder / "pid")
         for folder in (data / "site/instances").iterdir()
         if (folder / "pid").exists()
     }

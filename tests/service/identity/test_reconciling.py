@@ -188,6 +188,12 @@ def test_who_owns_an_identity_changes_only_once_the_site_has_proof_of_it(
         (
             dataclasses.replace(HOME, owner_machine=None),
             None,
+            1,  # somebody owned it at this epoch, and made a point
+            dataclasses.replace(HOME, owner_machine=None, epoch=2),
+        ),
+        (
+            dataclasses.replace(HOME, owner_machine=None),
+            None,
             4,
             dataclasses.replace(HOME, owner_machine=None, epoch=5),
         ),
