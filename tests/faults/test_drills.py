@@ -210,7 +210,7 @@ def test_a_drill_that_a_killed_service_left_behind_is_removed_by_the_next_one(
     service.start()
     eventually(lambda: len(instances(service)) == 1)
     (left,) = instances(service)
-    assert json.loads((left / "spec.json").read_bytes())["run_id"] == kept
+    assert json.loads((left / "spec.json").read_bytes())["spec"]["run_id"] == kept
     assert service.ask("end", kept).code == 0
     assert instances(service) == []
 
