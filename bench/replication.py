@@ -27,6 +27,7 @@ STEPS = {
 }
 PEERS = (Borg, Restic, Rsync)
 CONTENDERS = (Understudy, *PEERS)
+DISK = "the disk alone: read, written, read back"
 READERS = {"data": "read + BLAKE3, one thread", "threads": "read + BLAKE3, two threads"}
 
 
@@ -98,11 +99,20 @@ class _Round:
             self._push("again")
             self._show(self._workload.day)
             self._push("day")
+            self._disk_alone()
             self._pull("pull-empty", None)
             self._pull("pull-yesterday", self._workload.base)
         finally:
             for contender in self._contenders.values():
                 contender.close()
+
+    def _disk_alone(self) -> None:
+        folder = self._folder / "disk"
+        folder.mkdir()
+        command: list[str | Path] = [sys.executable, "-m", "bench.disk", self._source, folder]
+        done = timed(command, cwd=Path(__file__).parents[1])
+        self._note(DISK, "pull-empty", Cost(seconds=float(done.out), cpu_seconds=done.cpu_seconds))
+        shutil.rmtree(folder)
 
     def _show(self, image: Path) -> None:
         """Let the source be this image: a link, so that nothing is copied and the page cache stays warm."""
