@@ -173,7 +173,11 @@ def served(folder: Path, *options: str, env: dict[str, str] | None = None) -> It
     """A running service in `folder`; afterwards it ended well, complained of nothing and left nothing behind."""
     made = Service(folder, *options, env=env)
     made.start()
-    yield made
+    try:
+        yield made
+    except BaseException:  # whatever failed with it is what is told; but it does not go on
+        made.stop()
+        raise
     code = made.stop()
     assert "Traceback" not in made.log(), made.log()[-8000:]
     assert code == 0, made.log()[-4000:]
