@@ -40,6 +40,9 @@ REASONS = {
         "proves every block and writes a disk that boots"
     ),
     ("pull onto an empty file", "s"): "where one disk serves both ends, all data passes it three times",
+    ("pull onto yesterday's image", "s"): (
+        "all is read and hashed, and blocks of five times what differs are read at both ends, written and read back"
+    ),
     ("clone of a protected server", "s"): (
         "at first the disk is busy (what is copied is read, and written), then the processors (what is new is packed, "
         "and unpacked)"
