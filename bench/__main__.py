@@ -15,7 +15,7 @@ from typing import Any
 
 from bench import boot, engine, peers, planning, replication, runs, tables, verify, workload
 from bench.borg import Borg
-from bench.measure import BenchError
+from bench.measure import BenchError, undo_when_told_to_end
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parent / ".cache"
@@ -23,6 +23,7 @@ MIB = 1 << 20
 
 
 def main() -> int:
+    undo_when_told_to_end()
     options = _options()
     size_mib, rounds = (512, 1) if options.quick else (4096, options.rounds)
     if not options.quick:

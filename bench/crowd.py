@@ -11,9 +11,11 @@ import tempfile
 from pathlib import Path
 
 from bench import heartbeats, pushes
+from bench.measure import undo_when_told_to_end
 
 
 def main() -> int:
+    undo_when_told_to_end()
     parser = argparse.ArgumentParser(prog="python -m bench.crowd")
     parser.add_argument("--agents", type=int, default=50)
     parser.add_argument("--mib", type=int, default=128)

@@ -1,6 +1,7 @@
 """What the disk alone takes for a pull, round every cache: data read from one file, written to another, and read back.
 
-python -m bench.disk IMAGE FOLDER: copies the image's data to a file in FOLDER, and prints the seconds of the rest.
+python -m bench.disk IMAGE FOLDER: copies as much of the image as it has data to a file in FOLDER, and prints the
+seconds of the rest.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.link import NEAR, Line, Link
-from bench.measure import BenchError, environment
+from bench.measure import BenchError, environment, undo_when_told_to_end
 from bench.service import Service, agent_command
 
 MIB = 1 << 20
@@ -149,17 +149,26 @@ def measure_plain(line: Line, mib: int) -> float:
     return mib * MIB * 8 / line.bits_a_second / float(done.stdout)
 
 
+def _told(push: subprocess.Popen[str], timeout_seconds: float) -> tuple[str, str] | None:
+    """What it printed; None: it took too long. However this ends, it does not go on."""
+    try:
+        return push.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        push.kill()
+        push.wait()
+
+
 def measure_push(folder: Path, what: str, line: Line, mib: int) -> Pushed:
     """Raises BenchError."""
     with _Lab(folder, line, mib) as lab:
         began = time.monotonic()
         push = lab.begin_push()
-        try:
-            out, err = push.communicate(timeout=400)
-        except subprocess.TimeoutExpired:
-            push.kill()
-            push.communicate()
-            raise BenchError(f"{what}: no point within 400 s") from None
+        told = _told(push, 400)
+        if told is None:
+            raise BenchError(f"{what}: no point within 400 s")
+        out, err = told
         if push.returncode:
             raise BenchError(f"{what}: the push failed: {err}")
         return lab.result(what, time.monotonic() - began, json.loads(out)["sent_bytes"], 1, True)
@@ -171,11 +180,7 @@ def measure_restarts(folder: Path, what: str, line: Line, mib: int) -> Pushed:
         began, carried = time.monotonic(), lab.carried_bytes()
         for number in range(1, MOST_ROUNDS + 1):
             push = lab.begin_push()
-            try:
-                push.communicate(timeout=ROUND_SECONDS)
-            except subprocess.TimeoutExpired:
-                push.kill()
-                push.communicate()
+            _told(push, ROUND_SECONDS)
             if push.returncode == 0:
                 return lab.result(what, time.monotonic() - began, lab.carried_bytes() - carried, number, True)
             lab.stop_service()
@@ -202,6 +207,7 @@ def table(found: list[Pushed]) -> str:
 
 
 def main() -> int:
+    undo_when_told_to_end()
     parser = argparse.ArgumentParser(prog="python -m bench.line")
     parser.add_argument("--mib", type=int, default=192)
     parser.add_argument("--only", choices=("clean", "lossy", "satellite"))

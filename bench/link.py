@@ -17,6 +17,7 @@ import struct
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.measure import BenchError
 
@@ -51,6 +52,7 @@ class Link:
     def __enter__(self) -> Link:
         if os.geteuid() != 0 or not os.path.exists("/dev/net/tun"):
             raise BenchError("a line needs root and /dev/net/tun")
+        _remove_left_behind()
         with self._resources:
             ends = [self._end(name, address) for name, address in zip(self._names, (NEAR, FAR), strict=True)]
             context = multiprocessing.get_context("fork")
@@ -82,6 +84,13 @@ def _ip(*arguments: str) -> None:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+
+
+def _remove_left_behind() -> None:
+    """Namespaces of benches that were killed."""
+    for namespace in Path("/run/netns").glob("us-*-*"):
+        if not Path("/proc", namespace.name.split("-")[1]).exists():
+            _ip("netns", "del", namespace.name)
 
 
 class _Way:

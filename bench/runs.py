@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import drill, failback, guest, panic, restart
 from bench.estate import GUEST_BYTES, Estate
-from bench.measure import BenchError
+from bench.measure import BenchError, undo_when_told_to_end
 from bench.tables import Row, table
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache"
@@ -35,6 +35,7 @@ def measure(work: Path, rounds: int, report: Callable[[str], None], parts: tuple
 
 
 def main() -> int:
+    undo_when_told_to_end()
     parser = argparse.ArgumentParser(prog="python -m bench.runs", description=__doc__)
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="medians of so many (default: 1)")
     parser.add_argument("--only", choices=PARTS, action="append", help="this part; may be repeated")
