@@ -38,6 +38,8 @@ class Machine:
         self.worker = folder / ".cache" / "worker"  # as if it had been downloaded
         self.worker.mkdir(parents=True)
         (environment / "installed-for").write_text(f"{stamp}  pyproject.toml\n")
+        self.fuzzer_tried = environment / "fuzzer-tried"
+        self.fuzzer_tried.touch()
 
     def has(self, name: str, script: str | None = None) -> None:
         if script is None:
@@ -149,6 +151,18 @@ def test_without_a_worker_for_boot_repair_tests_go_on_and_say_so(machine: Machin
     assert code == 0
     if not list(Path("/boot").glob("vmlinuz-*")):
         assert "tests that need it are skipped" in words
+
+
+def test_without_a_fuzzer_tests_go_on_and_it_is_said_once(machine: Machine) -> None:
+    machine.fuzzer_tried.unlink()
+    python = machine.folder / ".venv/bin/python"
+    python.unlink()
+    python.write_text("#!/bin/bash\nexit 1\n")
+    python.chmod(0o755)
+    code, words = machine.setup("test")
+    assert code == 0
+    assert "atheris cannot be installed here" in words
+    assert "atheris" not in machine.setup("test")[1]
 
 
 def test_without_a_python_that_will_do_its_package_is_named(machine: Machine) -> None:
