@@ -9,7 +9,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -39,6 +39,7 @@ from service.store.database import Database, sqlite_url
 from service.store.plans import PlanStore
 from service.store.points import PointStore
 from service.store.proofs import ProofStore
+from service.store.rows import ServerRow
 from service.store.runs import RunRows
 from service.store.servers import ServerStore
 
@@ -155,23 +156,23 @@ class Core:
 
     def agree_of_runs(self) -> None:
         """As `agree`, of the servers that unfinished runs are about: to look at all takes a second for 5,000."""
-        if only := {server_id for run in self.runs.unfinished() for server_id in booted_servers(run)}:
-            self._agree(None, only)
+        ids = {server_id for run in self.runs.unfinished() for server_id in booted_servers(run)}
+        self._agree(self.servers.those(ids), None)
 
     def agree(self, epochs: Mapping[str, int]) -> None:
         """Let the database and the site agree about who owns each server: the higher epoch is right. `epochs`: those of
         all points, by server. Raises StorageError."""
-        self._agree(epochs, None)
+        self._agree(self.servers.every(), epochs)
 
-    def _agree(self, epochs: Mapping[str, int] | None, only: Collection[str] | None) -> None:
+    def _agree(self, rows: Iterable[ServerRow], epochs: Mapping[str, int] | None) -> None:
         reconcile(
+            rows,
             self.servers,
             self.owners,
             self.runs.knows,
             lambda tenant, words: self.audit.add(tenant, "service", "owner", words),
             time.time(),
             epochs,
-            only,
         )
 
 

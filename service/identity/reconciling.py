@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from agent.protocol.errors import StorageError
 from service.identity.ownership_documents import OwnershipDocuments
@@ -22,19 +22,16 @@ Tell = Callable[[str, str], None]
 
 
 def reconcile(
+    rows: Iterable[ServerRow],
     servers: ServerStore,
     documents: OwnershipDocuments,
     knows_run: Callable[[str], bool],
     tell: Tell,
     now: float,
     epochs: Mapping[str, int] | None = None,
-    only: Collection[str] | None = None,
 ) -> None:
-    """`epochs`: the highest epoch of each server's points, where they are known already. `only`: ids of servers that
-    cannot wait until all are looked at."""
-    for row in servers.every():
-        if only is not None and row.id not in only:
-            continue
+    """Of the servers that have these rows. `epochs`: the highest of each server's points, where they are known."""
+    for row in rows:
         try:
             _agree(row, servers, documents, knows_run, tell, now, (epochs or {}).get(row.id, 0))
         except StorageError as error:  # one document that cannot be read must not keep all other servers from recovery

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, exists, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, exists, insert, select, update
 
 from agent.protocol.errors import NotFound, StorageError, UnderstudyError
 from agent.protocol.messages import VolumeDeclaration, from_json, to_json
@@ -75,8 +75,15 @@ class ServerStore:
 
     def every(self) -> list[ServerRow]:
         """Of all tenants; without those whose row is damaged."""
+        return self._readable(select(servers))
+
+    def those(self, server_ids: Collection[str]) -> list[ServerRow]:
+        """The same of these alone, as far as they are known."""
+        return self._readable(select(servers).where(servers.c.id.in_(server_ids)))
+
+    def _readable(self, query: Select[Any]) -> list[ServerRow]:
         with self._database.read() as connection:
-            return readable(servers, connection.execute(select(servers)).mappings(), _row)
+            return readable(servers, connection.execute(query).mappings(), _row)
 
     def change(self, server_id: str, transition: Callable[[ServerRow], ServerRow]) -> ServerRow:
         """Replace the row by what the (pure) transition makes of it; nobody else changes it meanwhile."""

@@ -69,6 +69,7 @@ class Service:
         """As at each start."""
         of_servers = {name.replace("_", "-"): epoch for name, epoch in epochs.items()}
         reconcile(
+            self.servers.every(),
             self.servers,
             self.documents,
             lambda run: run == self.knows,
@@ -239,8 +240,8 @@ def test_a_document_that_cannot_be_read_keeps_nothing_from_starting_and_points_p
 def test_servers_that_cannot_wait_are_looked_at_alone(tmp_path: Path, site: MemorySite) -> None:
     service = restored(tmp_path, site)
     before = service.servers.get("srv-1")
-    arguments = (service.servers, service.documents, lambda _: False, lambda *_: None, 60.0, None)
-    reconcile(*arguments, only={"srv-2"})
+    arguments = (service.servers, service.documents, lambda _: False, lambda *_: None, 60.0)
+    reconcile(service.servers.those({"srv-2"}), *arguments)
     assert service.servers.get("srv-1") == before
-    reconcile(*arguments, only={"srv-1"})
+    reconcile(service.servers.those({"srv-1", "srv-2"}), *arguments)
     assert service.servers.get("srv-1").epoch > before.epoch

@@ -94,7 +94,15 @@ class Simulation:
         self.servers = ServerStore(self.database, self._note)
         knows_run = self.random.choice([lambda _: True, lambda _: False])
         self.dying = False
-        reconcile(self.servers, self.documents, knows_run, lambda *_: None, self.now, {SERVER: self.proven})
+        reconcile(
+            self.servers.every(),
+            self.servers,
+            self.documents,
+            knows_run,
+            lambda *_: None,
+            self.now,
+            {SERVER: self.proven},
+        )
         points = PointStore(self.database)
         self.gatekeeper = Gatekeeper(cast("Enrolment", self.certificates), self.servers, points, now=lambda: self.now)
         self.control = ServiceControl(
