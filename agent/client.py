@@ -30,7 +30,7 @@ from agent.protocol.errors import (
     UnderstudyError,
     UsageError,
 )
-from agent.protocol.messages import PROTOCOL_VERSION, VERSION_HEADER, from_json, to_json
+from agent.protocol.messages import BLOCKS_TYPE, PROTOCOL_VERSION, VERSION_HEADER, from_json, to_json
 from agent.protocol.tokens import SERVICE_NAME
 from agent.state import State
 from agent.transport import ANSWER_SECONDS, BLOCKS_SECONDS, Buffer, WireCount
@@ -38,7 +38,6 @@ from agent.turns import Turns
 
 DEFAULT_PATIENCE_SECONDS = 30.0
 WORKERS_AHEAD = 2
-BLOCKS_TYPE = "application/octet-stream"
 
 T = TypeVar("T")
 

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 from agent.protocol.errors import BadMessage
 
 PROTOCOL_VERSION = 2
+BLOCKS_TYPE = "application/octet-stream"
+"""Of bodies that are frames, sums or digests; all others are JSON."""
 VERSION_HEADER = "Understudy-Protocol"
 MAX_JSON_BYTES = 4 << 20
 MAX_REQUESTS = 8

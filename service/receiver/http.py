@@ -16,6 +16,7 @@ from aiohttp import web
 from agent.protocol.errors import BadFrame, BadMessage, TransportError
 from agent.protocol.frames import MAX_BLOCKS, MAX_PLAIN_BYTES, head_bytes
 from agent.protocol.messages import (
+    BLOCKS_TYPE,
     MAX_JSON_BYTES,
     BeginRequest,
     CommitRequest,
@@ -32,7 +33,6 @@ from service.receiver.pull import COMPRESSION_LEVEL, Answer, PointReader
 from service.receiver.receiver import Receiver
 
 MAX_FRAME_BYTES = head_bytes(MAX_BLOCKS) + MAX_PLAIN_BYTES
-BLOCKS_TYPE = "application/octet-stream"
 SLICE_BYTES = 256 << 10
 SILENCE_SECONDS = 30.0
 """A body that brings nothing for so long is given up: its room is for others. Agents send it again."""
@@ -121,7 +121,7 @@ class ReceiverHttp:
         session, volume = request.match_info["session"], volume_of(request)
         first = _number(request.query.get("first", "0"), "segment's number")
         digests = await self._run(lambda: self._receiver.segments(caller.server_id, session, volume, first))
-        return web.Response(body=digests, content_type="application/octet-stream")
+        return web.Response(body=digests, content_type=BLOCKS_TYPE)
 
     async def _offer(self, request: web.Request) -> web.Response:
         caller = self._gatekeeper.agent_of(request)
@@ -212,9 +212,8 @@ class ReceiverHttp:
 async def read_body(request: web.Request, limit_bytes: int) -> bytearray:
     """The whole body, piece by piece as it comes. Raises BadFrame as soon as it is over the limit, TransportError."""
     _check_length(request.content_length or 0, limit_bytes)
-    if (
-        request.headers.get("Content-Encoding", "identity").lower() != "identity"
-    ):  # room was made for what the head says
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        # room was made for what the head says
         raise BadFrame("a body travels as it is: Content-Encoding has no place here")
     body = bytearray(request.content_length or 0)  # made once: growing it would move what has come again and again
     filled = 0
