@@ -45,11 +45,12 @@ def server_to_json(row: ServerRow, newest: Point | None, now: float) -> dict[str
 
 def damaged_to_json(server_id: str, name: str, error: StorageError) -> dict[str, Any]:
     """In a list of servers: one whose row is damaged, with all that can be said of it."""
-    nothing = dict.fromkeys(
-        ("state_since", "lag_seconds", "last_point", "epoch", "failover_run", "failback_run", "owner", "source"),
-    ) | dict.fromkeys(("stale", "last_seen_at", "bootable", "proven_at"))
+    unknown = (
+        *("state_since", "lag_seconds", "last_point", "epoch", "failover_run", "failback_run", "owner", "source"),
+        *("stale", "last_seen_at", "bootable", "proven_at"),
+    )
     known = {"id": server_id, "name": name, "state": "damaged", "volumes": [], "error": str(error)}
-    return known | nothing
+    return known | dict.fromkeys(unknown)
 
 
 def _stale_to_json(row: ServerRow) -> dict[str, Any] | None:

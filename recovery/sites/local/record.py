@@ -54,10 +54,7 @@ def read(folder: Path) -> Record | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        raise SiteError(
-            f"{path} is damaged",
-            WAY_OUT,
-        ) from None
+        raise SiteError(f"{path} is damaged", WAY_OUT) from None
 
 
 def write(folder: Path, record: Record) -> None:
