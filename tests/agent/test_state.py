@@ -10,7 +10,7 @@ import pytest
 from agent.protocol.errors import Conflict, UsageError
 from agent.protocol.grid import BlockGrid
 from agent.state import Identity, Position, State
-from tests.faults.harness import mounted
+from tests.faults.machine import mounted
 
 GRID = BlockGrid(4 * 65536)
 POSITION = Position(root="ab", size_bytes=GRID.size_bytes, block_bytes=GRID.block_bytes)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.harness import loop_device, mounted
+from tests.faults.machine import loop_device, mounted
 from tests.patience import PATIENCE_SECONDS
 
 DISK_BYTES = 2 << 30

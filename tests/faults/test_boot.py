@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Agent, Ledger, Service, path_without
+from tests.faults.harness import Agent, Ledger, Service
+from tests.faults.machine import path_without
 
 PLAN = """
 plan: garbage

@@ -19,8 +19,9 @@ from demo import image as demo_image
 from demo.inject import inject
 from demo.lab import HOST_AS_SEEN_BY_GUESTS, REPOSITORY, CommandLine, OnPremServer, Program, wait_for
 from demo.shop import fetch
-from tests.faults.harness import Agent, Ledger, Service, enrolled, loop_device, on_another_machine, served
+from tests.faults.harness import Agent, Ledger, Service, enrolled, served
 from tests.faults.images import make_image
+from tests.faults.machine import loop_device, on_another_machine
 
 TOOLS = ("mmdebstrap", "mke2fs", "sfdisk", "debugfs", "qemu-system-x86_64")
 BOOT_SECONDS = 400

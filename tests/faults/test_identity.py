@@ -18,9 +18,10 @@ from cryptography.x509.oid import NameOID
 from agent.inventory import machine_id
 from agent.state import State
 from service.pki import Pki
-from tests.faults.harness import Agent, Ledger, Service, ended, on_another_machine
+from tests.faults.harness import Agent, Ledger, Service, ended
 from tests.faults.hostile import Hostile
 from tests.faults.images import change_image
+from tests.faults.machine import on_another_machine
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="being another machine needs mounts of one's own")
 

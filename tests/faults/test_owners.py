@@ -18,16 +18,9 @@ from typing import Any
 
 import pytest
 
-from tests.faults.harness import (
-    BINARIES,
-    Agent,
-    Service,
-    ended,
-    in_private_mounts,
-    nothing_left_behind,
-    sum_of,
-)
+from tests.faults.harness import BINARIES, Agent, Service, ended, nothing_left_behind, sum_of
 from tests.faults.images import BLOCK
+from tests.faults.machine import in_private_mounts
 from tests.faults.test_boot import boot_sector
 from tests.patience import PATIENCE_SECONDS, eventually
 

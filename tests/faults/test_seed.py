@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from agent.protocol.seedfile import SeedReader, SeedWriter
-from tests.faults.harness import Agent, Ledger, Service, ended, enrolled, mounted, served
+from tests.faults.harness import Agent, Ledger, Service, ended, enrolled, served
 from tests.faults.images import change_image, make_image
+from tests.faults.machine import mounted
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Agent, Ballast, Ledger, Service, ended, mounted, nothing_left_behind
+from tests.faults.harness import Agent, Ledger, Service, ended, nothing_left_behind
 from tests.faults.images import change_image, make_image, resize_image
+from tests.faults.machine import Ballast, mounted
 from tests.faults.relay import Relay, random_fault
 
 KEEP = 3

@@ -17,17 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import (
-    Agent,
-    Ledger,
-    Service,
-    children,
-    ended,
-    in_private_mounts,
-    loop_device,
-    mounted,
-)
+from tests.faults.harness import Agent, Ledger, Service, children, ended
 from tests.faults.images import BLOCK, change_image, make_image, resize_image
+from tests.faults.machine import in_private_mounts, loop_device, mounted
 from tests.faults.relay import Fault, Harm, Relay
 from tests.patience import PATIENCE_SECONDS
 

@@ -14,20 +14,10 @@ import pytest
 
 from agent.inventory import machine_id
 from agent.volumes.topology import in_use
-from tests.faults.harness import (
-    BINARIES,
-    Agent,
-    Ballast,
-    Ledger,
-    Service,
-    ended,
-    loop_device,
-    mounted,
-    path_without,
-    sum_of,
-)
+from tests.faults.harness import BINARIES, Agent, Ledger, Service, ended, sum_of
 from tests.faults.hostile import BLOCK, Hostile, blocks_of, root_of
 from tests.faults.images import change_image, make_image
+from tests.faults.machine import Ballast, loop_device, mounted, path_without
 from tests.faults.relay import Fault, Harm, Relay
 from tests.patience import PATIENCE_SECONDS
 

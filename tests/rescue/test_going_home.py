@@ -17,7 +17,8 @@ from demo.inject import inject
 from demo.lab import HOST_AS_SEEN_BY_GUESTS, REPOSITORY, CommandLine, Program, wait_for
 from demo.shop import fetch
 from rescue.image import build
-from tests.faults.harness import Agent, Service, in_private_mounts, nothing_left_behind
+from tests.faults.harness import Agent, Service, nothing_left_behind
+from tests.faults.machine import in_private_mounts
 from tests.rescue.lab import BareMachine, by_uefi_from_a_stick
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recovery.sites.contract import InstanceSpec, Site, VolumeKey
+from recovery.sites.contract import Extent, InstanceSpec, Site, VolumeKey
 from recovery.sites.local import LocalSite
 from tests.recovery.sites.guest import BOOT_SECTOR
 
@@ -29,6 +29,10 @@ def local_site(tmp_path: Path) -> Iterator[LocalSite]:
 def site(request: pytest.FixtureRequest) -> Site:
     made: Site = request.getfixturevalue(f"{request.param}_site")
     return made
+
+
+def covers(extents: list[Extent], offset: int) -> bool:
+    return any(extent.offset <= offset < extent.offset + extent.length for extent in extents)
 
 
 def write(site: Site, key: VolumeKey, *parts: tuple[int, bytes]) -> None:

@@ -17,7 +17,7 @@ from agent.protocol.errors import Conflict, NotFound, StorageFull
 from recovery.sites.contract import InstanceSpec, InstanceState, VolumeKey
 from recovery.sites.local import LocalSite
 from recovery.sites.local.tools import at_work, await_exit, processes
-from tests.faults.harness import unmount
+from tests.faults.machine import unmount
 from tests.patience import PATIENCE_SECONDS, eventually
 from tests.recovery.sites.conftest import KEY, content, make_point
 

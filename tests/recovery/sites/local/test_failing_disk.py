@@ -20,7 +20,7 @@ from agent.protocol.errors import StorageError
 from recovery.sites.local.chain import Chain
 from recovery.sites.local.layer_io import LayerIO
 from recovery.sites.local.layout import PLACE
-from tests.faults.harness import Ballast, loop_device, mounted
+from tests.faults.machine import Ballast, loop_device, mounted
 
 pytestmark = pytest.mark.root
 SIZE = 200 << 20

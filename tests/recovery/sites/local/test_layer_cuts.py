@@ -17,7 +17,7 @@ from agent.protocol.errors import StorageError, StorageFull
 from recovery.sites.local import layer_io
 from recovery.sites.local.disk_file import DiskFile
 from recovery.sites.local.layer_io import LayerIO
-from tests.faults.harness import unmount
+from tests.faults.machine import unmount
 from tests.recovery.sites.local.layers import check, check_locked, create, opened, seen_by_qemu
 
 REPOSITORY = Path(__file__).parents[4]

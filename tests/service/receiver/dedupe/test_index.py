@@ -16,7 +16,7 @@ import pytest
 from agent.protocol.digests import ZERO_DIGEST
 from service.receiver.dedupe import index as index_module
 from service.receiver.dedupe.index import ContentIndex, Place
-from tests.faults.harness import Ballast, mounted
+from tests.faults.machine import Ballast, mounted
 
 ONE, TWO, THREE = (random.Random(seed).randbytes(32) for seed in range(3))
 
